@@ -1,0 +1,90 @@
+"""The ClientApp: thin, one line per step of a round."""
+
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from secrets import token_hex
+
+import numpy as np
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from client.data.episodes import draw
+from client.evaluation import evaluate
+from client.session import Session, open_session
+from common.contract import Instruction, Vector, check_instruction, pack_reply
+from common.errors import ContractError, WardroundError
+from common.meta import flatten, unflatten
+from common.models.network import Theta
+
+__all__ = ["app"]
+
+app = ClientApp()
+
+Answer = Callable[[Message, Session], Message]
+Handler = Callable[[Message, Context], Message]
+
+
+def guarded(answer: Answer) -> Handler:
+    """Turn every exception into a code and an incident number: exception text can name a patient."""
+
+    @wraps(answer)
+    def handler(message: Message, context: Context) -> Message:
+        session = None
+        try:
+            session = open_session(context.run_config, context.node_config)
+            return answer(message, session)
+        except Exception as error:
+            incident = token_hex(4)
+            if session is not None:  # the text stays in the site's own folder
+                with (session.site.folder / "incidents.log").open("a") as log:
+                    log.write(f"incident {incident}\n{traceback.format_exc()}\n")
+            code = error.code if isinstance(error, WardroundError) else WardroundError.code
+            return Message(Error(code, f"incident {incident}"), reply_to=message)
+
+    return handler
+
+
+def read(message: Message, session: Session) -> tuple[Instruction, Theta]:
+    """Check a message against the contract and return its instruction and theta."""
+    like = flatten(session.theta).numpy()
+    instruction, vector = check_instruction(
+        message.content, study=session.study.digest, size=like.size, dtype=str(like.dtype)
+    )
+    if vector is None:
+        return instruction, session.theta
+    import torch
+
+    return instruction, unflatten(torch.from_numpy(vector.copy()), session.theta)
+
+
+@app.query("join")
+@guarded
+def join(message: Message, session: Session) -> Message:
+    """Say that this site takes part, and which site it is."""
+    instruction, _ = read(message, session)
+    return Message(pack_reply(instruction, {"site": session.site.index}), reply_to=message)
+
+
+@app.train()
+@guarded
+def train(message: Message, session: Session) -> Message:
+    """Return one meta-gradient over freshly drawn episodes."""
+    instruction, theta = read(message, session)
+    spec, pool = session.study.episodes, session.training_pool()
+    if session.held_out:
+        raise ContractError("this site is held out in the study: it never trains")
+    generator = session.site.generator("train", session.study.digest, instruction.round)
+    episodes = draw(session.site, pool, spec, spec.per_round, generator)
+    result = session.engine.meta_gradient(theta, episodes)
+    vector: Vector = np.asarray(result.gradient)
+    scalars = {"loss": float(result.loss), "accuracy": float(result.accuracy)}
+    return Message(pack_reply(instruction, scalars, vector), reply_to=message)
+
+
+@app.evaluate()
+@guarded
+def evaluate_theta(message: Message, session: Session) -> Message:
+    """Return what adapting theta gives on patients that never train."""
+    instruction, theta = read(message, session)
+    return Message(pack_reply(instruction, evaluate(session, theta, instruction)), reply_to=message)

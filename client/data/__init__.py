@@ -1,0 +1,1 @@
+"""A site's own images: readers, catalogue, pixel cache, episodes."""

@@ -1,0 +1,168 @@
+"""Episodes from a site's images: N classes, K support and Q query images each, no patient on both sides."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.data.store import Site
+from common import study
+from common.errors import DataError
+from common.meta.episodes import Batch, Episodes
+
+__all__ = ["Pool", "draw", "make_pool"]
+
+#: Pixels 0..255 become (x / 255 - 0.5) / 0.25: about zero mean and unit deviation for most images.
+_CENTRE, _SPREAD = 127.5, 63.75
+
+# How often an episode is begun anew when patients with several classes leave a class with one side only.
+_TRIES = 50
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The images that episodes are drawn from: by class, by patient.
+
+    Attributes
+    ----------
+    classes : tuple of int
+        Places in the study's class list of the classes on offer; each has at least two patients.
+    images : tuple
+        For each of them, a mapping from patient to the slots of that patient's images.
+    """
+
+    classes: tuple[int, ...]
+    images: tuple[dict[int, NDArray[np.int64]], ...]
+
+
+def make_pool(site: Site, classes: Sequence[str], first: int, *, test: bool | None) -> Pool:
+    """Collect the images of some classes.
+
+    Parameters
+    ----------
+    classes : sequence of str
+        Class names; those that the site does not have, or has from one patient only, are left out.
+    first : int
+        Place of ``classes[0]`` in the study's class list.
+    test : bool or None
+        Images of the test split, of the training split, or of both.
+    """
+    usable = np.ones(len(site.labels), np.bool_) if test is None else site.is_test == test
+    kept, images = [], []
+    for place, name in enumerate(classes, first):
+        if name not in site.label_names:
+            continue
+        slots = np.flatnonzero(usable & (site.labels == site.label_names.index(name)))
+        patients = site.patients[slots]
+        if len(unique := np.unique(patients)) >= 2:
+            kept.append(place)
+            images.append({int(p): slots[patients == p] for p in unique})
+    return Pool(tuple(kept), tuple(images))
+
+
+def draw(
+    site: Site, pool: Pool, spec: study.Episodes, count: int, generator: np.random.Generator
+) -> Episodes:
+    """Draw episodes.
+
+    A class with fewer than K + Q images gives what it has; a pool with fewer classes than ways gives episodes of
+    fewer ways. The rest is padding, marked in the masks.
+
+    Parameters
+    ----------
+    spec : common.study.Episodes
+        Ways, shots (K), queries (Q) and the label mode.
+    count : int
+        Number of episodes T.
+    generator : numpy.random.Generator
+        The site's own.
+
+    Returns
+    -------
+    Episodes
+        Images float32 ``[T, ways * K, C, *]`` and ``[T, ways * Q, C, *]``.
+
+    Raises
+    ------
+    DataError
+        Fewer than two classes have two patients each, or patients cannot be kept apart.
+    """
+    if len(pool.classes) < 2:
+        raise DataError(
+            f"episodes need two classes with two patients each, this site offers {len(pool.classes)} here: "
+            "add labelled patients, or leave this site out"
+        )
+    fixed = spec.labels == "fixed"
+    ways = len(spec.class_names) if fixed else spec.ways
+    sides = (ways * spec.shots, ways * spec.queries)
+    slots = [np.zeros((count, size), np.int64) for size in sides]
+    labels = [np.zeros((count, size), np.int64) for size in sides]
+    masks = [np.zeros((count, size), np.bool_) for size in sides]
+    classes = np.full((count, ways), -1, np.int64)
+    for t in range(count):
+        if fixed:
+            chosen = np.arange(len(pool.classes))
+            way_of = np.array(pool.classes)
+            classes[t] = np.arange(ways)
+        else:
+            chosen = generator.choice(len(pool.classes), min(ways, len(pool.classes)), replace=False)
+            way_of = generator.permutation(ways)[: len(chosen)]
+            classes[t, way_of] = np.array(pool.classes)[chosen]
+        picked = _split([pool.images[c] for c in chosen], spec.shots, spec.queries, generator)
+        for side in (0, 1):
+            at = np.concatenate([parts[side] for parts in picked])
+            ways_at = np.repeat(way_of, [len(parts[side]) for parts in picked])
+            slots[side][t, : len(at)], labels[side][t, : len(at)] = at, ways_at
+            masks[side][t, : len(at)] = True
+    support, query = (
+        _batch(site, s, y, m) for s, y, m in zip(slots, labels, masks, strict=True)
+    )
+    return Episodes(support, query, torch.from_numpy(classes))
+
+
+def _split(
+    classes: Sequence[dict[int, NDArray[np.int64]]], shots: int, queries: int, generator: np.random.Generator
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Return each class's support and query slots; a patient is on one side in all classes."""
+    for _ in range(_TRIES):
+        side_of: dict[int, int] = {}
+        empty = np.zeros(0, np.int64)
+        picked = [(empty, empty)] * len(classes)
+        for at in sorted(range(len(classes)), key=lambda i: len(classes[i])):  # the rarest class chooses first
+            images = classes[at]
+            order = [int(p) for p in generator.permutation(list(images))]
+            support = [p for p in order if side_of.get(p) == 0]
+            free = [p for p in order if p not in side_of]
+            wanted = min(shots, max(1, len(order) // 2)) - len(support)
+            support += free[: max(0, wanted)]
+            query = [p for p in order if side_of.get(p) == 1] + free[max(0, wanted) :]
+            side_of |= dict.fromkeys(support, 0) | dict.fromkeys(query, 1)
+            picked[at] = (
+                _take(images, support, shots, generator),
+                _take(images, query, queries, generator),
+            )
+        if all(len(a) and len(b) for a, b in picked):
+            return picked
+    raise DataError(
+        "patients have so many classes in common that no episode keeps them apart: use fewer ways or add patients"
+    )
+
+
+def _take(
+    images: dict[int, NDArray[np.int64]], patients: list[int], count: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return up to ``count`` slots: one image of every patient first, then second ones, and so on."""
+    shuffled = [generator.permutation(images[p]) for p in patients]
+    depth = max((len(s) for s in shuffled), default=0)
+    turns = [int(s[d]) for d in range(depth) for s in shuffled if d < len(s)]
+    return np.array(turns[:count], np.int64)
+
+
+def _batch(
+    site: Site, slots: NDArray[np.int64], labels: NDArray[np.int64], mask: NDArray[np.bool_]
+) -> Batch:
+    x = torch.from_numpy(site.pixels[slots]).to(torch.float32)
+    x.sub_(_CENTRE).div_(_SPREAD)
+    return Batch(x, torch.from_numpy(labels), torch.from_numpy(mask))

@@ -1,0 +1,1 @@
+"""What both sides agree on: the study, the contract at the wire, models and learners. Pure: no files, network or clock."""

@@ -1,0 +1,73 @@
+"""One typed error per refusal, each with a code that may cross the wire; its text never does."""
+
+from typing import ClassVar
+
+__all__ = [
+    "ContractError",
+    "DataError",
+    "DeviceError",
+    "ModelError",
+    "NotPreparedError",
+    "RoundError",
+    "SignatureError",
+    "StudyError",
+    "WardroundError",
+]
+
+
+class WardroundError(Exception):
+    """Base of every refusal; the message says what was wrong and what to do next.
+
+    The text is for whoever runs this process. Only ``code`` may leave a site: exception text can hold
+    file names, and file names can hold patients' names.
+    """
+
+    code: ClassVar[int] = 100
+
+
+class StudyError(WardroundError):
+    """A study file has an unknown key, a bad value, or values that do not fit together."""
+
+    code = 101
+
+
+class ContractError(WardroundError):
+    """A message does not hold exactly what the study declares."""
+
+    code = 102
+
+
+class ModelError(WardroundError):
+    """A network cannot be built, or keeps state that a study does not share (buffers)."""
+
+    code = 103
+
+
+class DataError(WardroundError):
+    """Images or labels cannot be read, or cannot give the episodes that a study asks for."""
+
+    code = 104
+
+
+class NotPreparedError(WardroundError):
+    """The site's folder for this study does not exist yet."""
+
+    code = 105
+
+
+class DeviceError(WardroundError):
+    """A compute device is missing, or the work does not fit on it."""
+
+    code = 106
+
+
+class RoundError(WardroundError):
+    """A round cannot be completed: too few sites, or none in time."""
+
+    code = 107
+
+
+class SignatureError(WardroundError):
+    """A signature or key is malformed, or a signature does not verify."""
+
+    code = 108

@@ -1,0 +1,265 @@
+"""Many episodes to one meta-gradient: exact, as fast as the device allows, one interface.
+
+On a CPU every task is differentiated by eager autograd, in as many single-threaded workers as there are cores;
+results are added in task order, so they do not depend on how many workers ran. On a GPU a chunk of tasks is one
+``vmap(grad)``, as large as the memory allows; several GPUs share the chunks.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from common.errors import DeviceError
+from common.meta.autodiff import EAGER, FUNCTIONAL, Autodiff
+from common.meta.episodes import Batch, Episodes, accuracy, cross_entropy
+from common.meta.fedavg import FedAvg
+from common.meta.learner import EpisodeGradient, InnerLoop, Learner
+from common.meta.reptile import Reptile
+from common.models.network import Network, Theta
+
+__all__ = ["Engine", "MetaGradient", "Scores", "flatten", "unflatten"]
+
+# What is done with one task, and with a chunk of tasks; the latter's results have a leading task axis.
+TaskWork = Callable[[Network, Theta, Episodes, Autodiff], EpisodeGradient]
+ChunkWork = Callable[[Network, Theta, Episodes], EpisodeGradient]
+
+
+class MetaGradient(NamedTuple):
+    """What a set of episodes says about theta.
+
+    Attributes
+    ----------
+    gradient : Tensor
+        ``[D]``, the mean over tasks, or ``[T, D]``, one row a task; theta's tensors in their order, flattened.
+    loss, accuracy : Tensor
+        Query loss (nats) and query accuracy (0 to 1): the mean over tasks ``[]``, or one a task ``[T]``.
+    """
+
+    gradient: Tensor
+    loss: Tensor
+    accuracy: Tensor
+
+
+class Scores(NamedTuple):
+    """Query accuracy (0 to 1) and query loss (nats) of every task, ``[T]`` each."""
+
+    accuracy: Tensor
+    loss: Tensor
+
+
+def flatten(theta: Theta) -> Tensor:
+    """Return theta's tensors as one vector ``[D]``, in their order."""
+    return torch.cat([t.reshape(-1) for t in theta.values()])
+
+
+def unflatten(vector: Tensor, like: Theta) -> dict[str, Tensor]:
+    """Return the inverse of `flatten`: views of a vector ``[D]`` with the names and shapes of ``like``."""
+    sizes = [t.numel() for t in like.values()]
+    return {n: v.view(t.shape) for (n, t), v in zip(like.items(), vector.split(sizes), strict=True)}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Runs a learner over episodes on the devices of one machine.
+
+    Parameters
+    ----------
+    learner : Learner
+        The algorithm.
+    network : Network
+        Only its structure is used, never its parameters.
+    devices : tuple of torch.device
+        Tasks are split over them; several only for CUDA.
+    cores : int
+        CPU cores to use.
+    precision : {"full", "bf16"}
+        ``bf16`` runs convolutions and products under autocast: faster on a GPU, and not exact.
+    vectorise : bool or None
+        Whether to use ``vmap``. None: on CUDA only; on a CPU it is slower than the loop.
+    chunk : int or None
+        Tasks in one ``vmap``. None: all of them on a CPU, what a first task shows to fit on a GPU.
+    """
+
+    learner: Learner
+    network: Network
+    devices: tuple[torch.device, ...] = (torch.device("cpu"),)
+    cores: int = 1
+    precision: Literal["full", "bf16"] = "full"
+    vectorise: bool | None = None
+    chunk: int | None = None
+    _fits: dict[tuple[int, ...], int] = field(default_factory=dict, repr=False, compare=False)
+
+    def meta_gradient(
+        self, theta: Theta, episodes: Episodes, *, reduce: Literal["mean", "none"] = "mean"
+    ) -> MetaGradient:
+        """Return the meta-gradient of some episodes at theta, on the CPU.
+
+        Parameters
+        ----------
+        theta : Theta
+            As `Learner.theta` returns it; its floating-point type is the type of the computation.
+        episodes : Episodes
+            T tasks.
+        reduce : {"mean", "none"}
+            The mean over tasks (memory does not grow with T), or a row for every task.
+
+        Raises
+        ------
+        DeviceError
+            A task does not fit into the device's memory; or the learner has no such gradient.
+        """
+        rows: list[Tensor] = []
+        losses, hits = [], []
+        for part in self._gradients(theta, episodes, reduce):
+            losses.append(part.loss)
+            hits.append(part.accuracy)
+            for row in torch.cat([g.flatten(1) for g in part.gradient.values()], 1):
+                if rows and reduce == "mean":  # one by one, in task order: the same sum whatever the workers
+                    rows[0] += row
+                else:
+                    rows.append(row.clone())
+        loss, hit = torch.cat(losses), torch.cat(hits)
+        if reduce == "none":
+            return MetaGradient(torch.stack(rows), loss, hit)
+        return MetaGradient(rows[0] / len(loss), loss.mean(), hit.mean())
+
+    def scores(self, theta: Theta, episodes: Episodes, steps: int) -> Scores:
+        """Return every task's query scores after ``steps`` steps on its support set, on the CPU."""
+
+        def work(network: Network, theta: Theta, task: Episodes, autodiff: Autodiff) -> EpisodeGradient:
+            with torch.no_grad():
+                state = self.learner.adapt(network, theta, task.support, task.classes, steps, autodiff)
+                logits = self.learner.predict(network, state, task.query)
+                return EpisodeGradient({}, cross_entropy(logits, task.query), accuracy(logits, task.query))
+
+        parts = list(self._map(theta, episodes, self._eager(work), 1))
+        return Scores(torch.cat([p.accuracy for p in parts]), torch.cat([p.loss for p in parts]))
+
+    def _gradients(self, theta: Theta, episodes: Episodes, reduce: str) -> Iterator[EpisodeGradient]:
+        learner = self.learner
+        if isinstance(learner, FedAvg):
+            if reduce == "none":
+                raise DeviceError(f"{learner.name} has one pseudo-gradient a round, none per episode")
+            return self._map(theta, episodes, self._sequence(learner), episodes.n_tasks)
+        if not isinstance(learner, InnerLoop | Reptile):
+            raise DeviceError(f"{learner.name} shares nothing between sites: it has no meta-gradient")
+        work = learner.episode_gradient
+        if self.devices[0].type == "cuda" if self.vectorise is None else self.vectorise:
+            return self._map(theta, episodes, _vectorised(work), self._chunk(theta, episodes, _vectorised(work)))
+        return self._map(theta, episodes, self._eager(work), 1)
+
+    def _eager(self, work: TaskWork) -> ChunkWork:
+        def run(network: Network, theta: Theta, chunk: Episodes) -> EpisodeGradient:
+            tasks = (chunk.task(i, channels_last=self._channels_last()) for i in range(chunk.n_tasks))
+            return _stack([work(network, theta, task, EAGER) for task in tasks])
+
+        return run
+
+    def _sequence(self, learner: FedAvg) -> ChunkWork:
+        def run(network: Network, theta: Theta, chunk: Episodes) -> EpisodeGradient:
+            tasks = (chunk.task(i, channels_last=self._channels_last()) for i in range(chunk.n_tasks))
+            return _stack([learner.round_gradient(network, theta, tasks, EAGER)])
+
+        return run
+
+    def _channels_last(self) -> bool:
+        return self.devices[0].type == "cpu" and bool(self.network.body.channels_last)
+
+    def _map(self, theta: Theta, episodes: Episodes, work: ChunkWork, size: int) -> Iterator[EpisodeGradient]:
+        """Yield ``work`` of every chunk of ``size`` tasks, in task order, run by this machine's workers."""
+        if episodes.n_tasks == 0:
+            raise DeviceError("no episodes were given: there is nothing to compute")
+        starts = range(0, episodes.n_tasks, size)
+        on_cpu = self.devices[0].type == "cpu"
+        workers = min(self.cores if on_cpu else len(self.devices), len(starts))
+        dtype = next(iter(theta.values())).dtype
+        # `functional_call` swaps parameters inside a module: a thread needs one of its own while it works.
+        slots: SimpleQueue[tuple[Network, torch.device, Theta]] = SimpleQueue()
+        for i in range(workers):
+            device = self.devices[i % len(self.devices)]
+            slots.put((_structure(self.network), device, {n: t.to(device) for n, t in theta.items()}))
+
+        def run(start: int) -> EpisodeGradient:
+            slot = slots.get()
+            try:
+                network, device, here = slot
+                chunk = episodes.take(slice(start, start + size)).to(device, dtype)
+                with torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
+                    out = work(network, here, chunk)
+                gradient = {n: g.to("cpu", dtype) for n, g in out.gradient.items()}
+                return EpisodeGradient(gradient, out.loss.to("cpu", dtype), out.accuracy.to("cpu", dtype))
+            except torch.OutOfMemoryError:
+                raise DeviceError(
+                    f"{size} task(s) at once do not fit into the memory of {device}: use algorithm.recompute, "
+                    "a smaller network or fewer images per episode"
+                ) from None
+            finally:
+                slots.put(slot)
+
+        threads = max(1, self.cores // workers) if on_cpu else 1
+        torch.get_num_threads()  # fixes this thread's own number before a worker sets the process's default
+        with (
+            # TF32 has 10 bits of mantissa and is on by default for convolutions: not exact.
+            torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
+            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
+        ):
+            yield from pool.map(run, starts)
+
+    def _chunk(self, theta: Theta, episodes: Episodes, work: ChunkWork) -> int:
+        """Return how many tasks one ``vmap`` takes: as asked, or as one task's measured peak lets fit."""
+        device = self.devices[0]
+        share = -(-episodes.n_tasks // len(self.devices))
+        if self.chunk is not None or device.type != "cuda":
+            return self.chunk or share
+        key = (*episodes.support.x.shape[1:], *episodes.query.x.shape[1:])
+        if key not in self._fits:
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            list(self._map(theta, episodes.take(slice(0, 1)), work, 1))
+            peak = torch.cuda.max_memory_allocated(device) - before
+            free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - before
+            self._fits[key] = max(1, int(0.8 * free / max(peak, 1)))
+        return min(share, self._fits[key])
+
+
+def _vectorised(work: TaskWork) -> ChunkWork:
+    def run(network: Network, theta: Theta, chunk: Episodes) -> EpisodeGradient:
+        # Masks cost a slower norm: they go where no row of the chunk is padding.
+        ragged = [b.mask is not None and not bool(b.mask.all()) for b in (chunk.support, chunk.query)]
+        if any(ragged) and network.body.mixes_rows and not network.body.takes_mask:
+            raise DeviceError(
+                "ragged episodes on a network with batch statistics and no masks: use model.norm = 'group'"
+            )
+        axes = Episodes(Batch(0, 0, 0 if ragged[0] else None), Batch(0, 0, 0 if ragged[1] else None), 0)
+        plain = Episodes(
+            chunk.support if ragged[0] else chunk.support._replace(mask=None),
+            chunk.query if ragged[1] else chunk.query._replace(mask=None),
+            chunk.classes,
+        )
+        out: EpisodeGradient = torch.vmap(
+            lambda task: work(network, theta, task, FUNCTIONAL), in_dims=(axes,), randomness="error"
+        )(plain)
+        return out
+
+    return run
+
+
+def _stack(parts: list[EpisodeGradient]) -> EpisodeGradient:
+    names = parts[0].gradient
+    return EpisodeGradient(
+        {n: torch.stack([p.gradient[n] for p in parts]) for n in names},
+        torch.stack([p.loss.detach() for p in parts]),
+        torch.stack([p.accuracy.detach() for p in parts]),
+    )
+
+
+def _structure(network: Network) -> Network:
+    return deepcopy(network).to("meta")

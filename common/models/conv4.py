@@ -1,0 +1,52 @@
+"""Conv4: the four-block convolutional network of the few-shot literature."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.models.norm import make_norm
+
+__all__ = ["Conv4"]
+
+
+class Conv4(nn.Module):
+    """Four blocks of 3x3 convolution, norm, 2x2 max-pool and ReLU.
+
+    The convolutions have no bias: a norm follows, so its gradient would be zero. ReLU comes after the pool: both
+    are monotone, so the result is the same and the ReLU touches a quarter of the values.
+
+    Parameters
+    ----------
+    channels : int
+        Channels of the images.
+    width : int
+        Channels of every block.
+    norm : {"batch", "group"}
+        See `common.models.norm`.
+
+    References
+    ----------
+    Vinyals et al., "Matching Networks for One Shot Learning", 2016, section 4.1.
+    """
+
+    takes_mask = True
+
+    def __init__(self, channels: int, width: int, norm: str) -> None:
+        super().__init__()
+        sizes = (channels, width, width, width, width)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        self.norms = nn.ModuleList(make_norm(norm, width) for _ in range(4))
+        self.mixes_rows = self.channels_last = norm == "batch"
+
+    @staticmethod
+    def feature_size(width: int, image_size: int) -> int:
+        """Return how many features an image of some side length gives."""
+        return width * (image_size // 16) ** 2
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the features ``[N, width * (H // 16) ** 2]`` of images ``[N, C, H, H]``."""
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = F.relu(F.max_pool2d(norm(convolution(x), mask), 2))
+        return torch.flatten(x, 1)

@@ -1,0 +1,293 @@
+"""The validated plan of a federated study, and the digest that names it everywhere."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from datetime import date
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from common.canonical import canonical_json, sha256_hex
+from common.errors import StudyError
+
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Data",
+    "Episodes",
+    "Model",
+    "Outer",
+    "Privacy",
+    "Sites",
+    "Study",
+    "StudyIdentity",
+    "Wire",
+    "names",
+]
+
+ALGORITHMS = (
+    "maml",
+    "fomaml",
+    "anil",
+    "metasgd",
+    "reptile",
+    "protonet",
+    "protomaml",
+    "fedavg",
+    "fedprox",
+    "local-only",
+)
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Split a comma-separated list; Flower's run configuration knows no lists."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=True,
+    )
+
+
+class StudyIdentity(_Group):
+    """Which study this is, how long it runs, and the seed of its initialisation."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "demo"
+    title: Annotated[str, Field(max_length=200)] = "Lesion types on phantom hospitals"
+    rounds: Annotated[int, Field(ge=0, le=100_000)] = 20
+    seed: Seed = 0
+    expires: str = ""
+
+    @field_validator("expires")
+    @classmethod
+    def _is_a_date(cls, value: str) -> str:
+        if value:
+            date.fromisoformat(value)
+        return value
+
+
+class Sites(_Group):
+    """How many sites a round needs, how long it waits, and which sites never train."""
+
+    quorum: Count = 2
+    deadline_seconds: Positive = 600.0
+    held_out: str = "hospital-3"
+
+    @property
+    def held_out_names(self) -> tuple[str, ...]:
+        return names(self.held_out)
+
+
+class Model(_Group):
+    """The network. ``arguments`` is a JSON object handed to a MONAI network or a factory."""
+
+    name: str = "conv4"
+    width: Count = 32
+    norm: Literal["batch", "group"] = "batch"
+    channels: Literal[1, 3] = 1
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 28
+    dimensions: Literal[2, 3] = 2
+    arguments: str = "{}"
+
+
+class Algorithm(_Group):
+    """The learner and its inner loop. Steps and rates at meta-test time are apart."""
+
+    name: Literal[ALGORITHMS] = "maml"  # type: ignore[valid-type]
+    inner_steps: Annotated[int, Field(ge=0, le=1000)] = 1
+    inner_rate: Positive = 0.1
+    test_steps: Annotated[int, Field(ge=0, le=10_000)] = 5
+    test_rate: Positive = 0.1
+    rates: Literal["element", "tensor"] = "element"
+    proximal: NonNegative = 0.01
+    recompute: bool = False
+    precision: Literal["full", "bf16"] = "full"
+
+
+class Episodes(_Group):
+    """What one episode is. ``classes`` orders the head; ``held_out`` is seen at meta-test only."""
+
+    labels: Literal["shuffled", "fixed"] = "shuffled"
+    classes: str = ""
+    held_out: str = ""
+    ways: Annotated[int, Field(ge=2, le=1000)] = 5
+    shots: Count = 5
+    queries: Count = 10
+    per_round: Count = 4
+    test_episodes: Annotated[int, Field(ge=2, le=100_000)] = 40
+    test_every: Annotated[int, Field(ge=0)] = 0
+    scratch_steps: Annotated[int, Field(ge=0, le=10_000)] = 50
+    scratch_rate: Positive = 0.003
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return names(self.classes)
+
+    @property
+    def held_out_names(self) -> tuple[str, ...]:
+        return names(self.held_out)
+
+
+class Outer(_Group):
+    """The outer optimiser, kept for the whole run."""
+
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    rate: Positive = 0.003
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Privacy(_Group):
+    """The privacy mechanism; ``none`` gives no formal guarantee, and every report says so."""
+
+    mechanism: Literal["none"] = "none"
+
+
+class Wire(_Group):
+    """The precision of theta and of the meta-gradient, in computation and on the wire."""
+
+    dtype: Literal["float32", "float64"] = "float32"
+
+
+class Data(_Group):
+    """Where virtual sites come from; in deployment a hospital uses its own images instead."""
+
+    source: str = "phantoms"
+    partition: Literal["natural", "iid", "dirichlet", "pathological", "quantity", "scanner"] = "natural"
+    sites: Annotated[int, Field(ge=1, le=100_000)] = 4
+    alpha: Positive = 0.5
+    classes_per_site: Count = 2
+    patients_per_class: Count = 12
+    seed: Seed = 0
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+
+
+class Study(_Group):
+    """Everything that a federated study may do.
+
+    A study is a plain Flower run configuration: every field is a key ``group.name`` with a default.
+
+    Examples
+    --------
+    >>> Study.from_run_config({"study.rounds": 3}).study.rounds
+    3
+    """
+
+    study: StudyIdentity = StudyIdentity()
+    sites: Sites = Sites()
+    model: Model = Model()
+    algorithm: Algorithm = Algorithm()
+    episodes: Episodes = Episodes()
+    outer: Outer = Outer()
+    privacy: Privacy = Privacy()
+    wire: Wire = Wire()
+    data: Data = Data()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Study":
+        classes, held_out = self.episodes.class_names, self.episodes.held_out_names
+        if not classes:
+            raise ValueError("episodes.classes is empty: name the classes, comma-separated, in the head's order")
+        if duplicates := {c for c in classes + held_out if (classes + held_out).count(c) > 1}:
+            raise ValueError(f"episodes.classes and episodes.held-out name a class twice: {sorted(duplicates)}")
+        if self.episodes.labels == "shuffled" and len(classes) < self.episodes.ways:
+            raise ValueError(
+                f"episodes.ways is {self.episodes.ways} but episodes.classes names {len(classes)} classes: "
+                "lower ways or name more classes"
+            )
+        if self.episodes.labels == "fixed" and held_out:
+            raise ValueError("episodes.held-out needs episodes.labels = 'shuffled': a fixed head has no new classes")
+        if self.algorithm.inner_steps == 0 and self.algorithm.name not in {"protonet", "local-only"}:
+            raise ValueError(f"algorithm.inner-steps is 0, but {self.algorithm.name} needs at least 1")
+        return self
+
+    @classmethod
+    def from_run_config(cls, config: Mapping[str, Any]) -> "Study":
+        """Read a flat (``group.key``) or nested mapping; keys that are missing have their defaults.
+
+        Raises
+        ------
+        StudyError
+            Names every key that is wrong, its value and what is allowed.
+        """
+        nested: dict[str, Any] = {}
+        for key, value in config.items():
+            group, _, name = key.partition(".")
+            if name:
+                nested.setdefault(group, {})[name] = value
+            elif isinstance(value, Mapping):
+                nested.setdefault(group, {}).update(value)
+            else:
+                nested[group] = value
+        try:
+            return cls.model_validate(nested)
+        except ValidationError as error:
+            raise StudyError(_explain(error)) from None
+
+    @classmethod
+    def from_toml(cls, text: str) -> "Study":
+        """Read the text of a study file.
+
+        Raises
+        ------
+        StudyError
+            The text is not TOML, or as in `from_run_config`.
+        """
+        try:
+            return cls.from_run_config(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise StudyError(f"not a TOML file: {error}") from None
+
+    def run_config(self) -> dict[str, bool | int | float | str]:
+        """Return the study as Flower's flat run configuration."""
+        tree = self.model_dump(by_alias=True)
+        return {f"{group}.{key}": value for group, values in tree.items() for key, value in values.items()}
+
+    def override(self, changes: Mapping[str, bool | int | float | str]) -> "Study":
+        """Return a new, validated study with some ``group.key`` values changed."""
+        return Study.from_run_config(self.run_config() | dict(changes))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of every value, defaults included, in hex."""
+        return sha256_hex(canonical_json(self.run_config()))
+
+    @cached_property
+    def data_digest(self) -> str:
+        """Names prepared virtual sites: SHA-256 over all that the pixels and splits depend on, in hex."""
+        parts = {
+            "data": self.data.model_dump(),
+            "image": [self.model.channels, self.model.image_size, self.model.dimensions],
+            "classes": [self.episodes.class_names, self.episodes.held_out_names],
+        }
+        return sha256_hex(canonical_json(parts))
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"]) or "study"
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(item["loc"])
+            lines.append(f"{key}: unknown key; known here: {', '.join(known)}")
+        else:
+            message = re.sub(r"^Value error, ", "", item["msg"])
+            given = "" if isinstance(item["input"], dict | BaseModel) else f" (it was {item['input']!r})"
+            lines.append(f"{key}: {message}{given}")
+    return "the study is not valid:\n  " + "\n  ".join(lines)
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    tree = Study.model_construct().model_dump(by_alias=True)
+    return sorted(tree if len(location) == 1 else tree[str(location[0])])

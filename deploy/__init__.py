@@ -1,0 +1,1 @@
+"""How the processes are started: environments, keys, service templates."""

@@ -1,0 +1,1 @@
+"""Virtual hospitals: phantoms, public data, partitions, engines, experiments and benchmarks."""

@@ -1,0 +1,1 @@
+"""Pictures for reports: one function a picture, numbers in, one file out."""
