@@ -1,6 +1,5 @@
 """What a site needs for every message of one study: built once per process, then kept."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,9 +14,10 @@ from common.errors import NotPreparedError
 from common.meta import Engine, head_size, make_learner
 from common.meta.local_only import LocalOnly
 from common.models import build
+from common.paths import home
 from common.study import Study
 
-__all__ = ["Session", "home", "open_session", "virtual_site"]
+__all__ = ["Session", "open_session", "virtual_site"]
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,6 @@ class Session:
         known = self.study.episodes.class_names
         names, first = (self.study.episodes.held_out_names, len(known)) if new else (known, 0)
         return make_pool(self.site, names, first, test=None if self.held_out else True)
-
-
-def home() -> Path:
-    """Return the folder of everything that wardround keeps: ``$WARDROUND_HOME`` or ``~/.wardround``."""
-    return Path(os.environ.get("WARDROUND_HOME") or Path.home() / ".wardround")
 
 
 def virtual_site(study: Study, partition: int) -> Path:

@@ -12,6 +12,7 @@ __all__ = [
     "SignatureError",
     "StudyError",
     "WardroundError",
+    "explain",
 ]
 
 
@@ -71,3 +72,13 @@ class SignatureError(WardroundError):
     """A signature or key is malformed, or a signature does not verify."""
 
     code = 108
+
+
+def explain(code: int) -> str:
+    """Return in words what an error code from another process means; Flower's own codes are below 100."""
+    kinds = (WardroundError, *WardroundError.__subclasses__())
+    summaries = {kind.code: (kind.__doc__ or "").split(".")[0].lower() for kind in kinds}
+    flower = {5: "the site went away", 8: "the site's process crashed"}
+    return (summaries | flower | {WardroundError.code: "an unexpected error at the site"}).get(
+        code, "an error in Flower"
+    )

@@ -79,9 +79,10 @@ class StudyIdentity(_Group):
 
 
 class Sites(_Group):
-    """How many sites a round needs, how long it waits, and which sites never train."""
+    """How many sites a round needs, how long to wait for them, and which sites never train."""
 
     quorum: Count = 2
+    join_seconds: Positive = 30.0
     deadline_seconds: Positive = 600.0
     held_out: str = "hospital-3"
 

@@ -111,7 +111,7 @@ def dirichlet(
         wanted, mix = sizes[site], generator.dirichlet(base)
         while wanted > 0:
             mix[left == 0] = 0
-            # A small alpha rounds most of a mix to zero; the classes that are left have a Dirichlet of their own.
+            # A small alpha rounds most of a mix to zero; the classes left have a Dirichlet of their own.
             if mix.sum() == 0:
                 mix[left > 0] = generator.dirichlet(base[left > 0])
             taken = np.minimum(generator.multinomial(wanted, mix / mix.sum()), left)
@@ -153,7 +153,7 @@ def pathological(
         )
     shards = np.ones(len(pools), dtype=np.int64)
     for _ in range(places - len(pools)):  # cut the class of the largest shards once more
-        shards[np.argmax(np.where(shards < most, groups, 0.0))] += 1
+        shards[np.argmax(np.where(shards < most, groups / shards, 0.0))] += 1
     free = np.full(sites, classes_per_site)
     site_of_group = np.empty(n_groups, dtype=np.int64)
     for label in generator.permutation(len(pools)):

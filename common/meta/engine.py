@@ -120,7 +120,7 @@ class Engine:
         for part in self._gradients(theta, episodes, reduce):
             losses.append(part.loss)
             hits.append(part.accuracy)
-            for row in torch.cat([g.flatten(1) for g in part.gradient.values()], 1):
+            for row in torch.cat([g.reshape(len(g), -1) for g in part.gradient.values()], 1):
                 if rows and reduce == "mean":  # one by one, in task order: the same sum whatever the workers
                     rows[0] += row
                 else:

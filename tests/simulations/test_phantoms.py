@@ -182,6 +182,18 @@ def test_interrupted_run_leaves_no_labels_and_can_be_run_again(tmp_path: Path) -
         write(tmp_path / "whole")
 
 
+def test_labels_appear_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    appeared: list[str] = []
+
+    def replace(source: Path, target: Path) -> None:
+        appeared.append(target.name)
+        source.rename(target)
+
+    monkeypatch.setattr("simulations.phantoms.hospital.os.replace", replace)
+    write_hospital(tmp_path, scanner=CT, lesions=["disc"], patients_per_lesion=1, seed=1, size=16)
+    assert appeared == ["dicom", "labels.csv"]
+
+
 def test_lesions_are_distinct() -> None:
     """The same patient, view and place, each lesion in turn: no two look alike, and none is absent."""
     drawn = np.stack([render(name, np.random.default_rng(1), count=1, size=64)[0] for name in LESIONS])

@@ -1,0 +1,92 @@
+"""One exchange with the sites: ask each, wait until a deadline, check every reply before it counts."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from common.contract import Instruction, Reply, check_reply
+from common.errors import ContractError, explain
+
+__all__ = ["Answer", "Refusal", "exchange"]
+
+_TYPES = {"join": "query.join", "train": "train", "evaluate": "evaluate"}
+
+# Sites asked at once: bounds the server's memory, and no real consortium is larger.
+_WINDOW = 64
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A site's reply that passed the contract."""
+
+    site: str
+    reply: Reply
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a site does not count: an error code and what it means."""
+
+    site: str
+    code: int
+    reason: str
+
+
+def exchange(
+    grid: Grid,
+    nodes: Mapping[str, int],
+    instruction: Instruction,
+    content: RecordDict,
+    *,
+    size: int,
+    dtype: str,
+    seconds: float,
+) -> Iterator[Answer | Refusal]:
+    """Ask some sites and yield what became of each, in the order of ``nodes``.
+
+    Parameters
+    ----------
+    nodes : mapping
+        Site names and Flower node ids, in the order in which results are wanted.
+    instruction, content
+        What is asked, and the message's content; all sites get the same.
+    size, dtype
+        The vector that a training reply must hold.
+    seconds : float
+        How long to wait for the sites of one window, by a monotonic clock.
+    """
+    sites = list(nodes.items())
+    for window in (sites[i : i + _WINDOW] for i in range(0, len(sites), _WINDOW)):
+        ids = list(grid.push_messages([Message(content, node, _TYPES[instruction.kind]) for _, node in window]))
+        replies: dict[str, Message] = {}
+        waiting = dict(zip(ids, (site for site, _ in window), strict=True))
+        deadline = time.monotonic() + seconds
+        while waiting:
+            # Failures of Flower's own come from node 1, so a reply is known by what it answers.
+            new = {m.metadata.reply_to_message_id: m for m in grid.pull_messages(set(waiting) - set(replies))}
+            replies |= new
+            late = time.monotonic() >= deadline
+            for message_id, site in list(waiting.items()):  # in order; what came early waits for its turn
+                if message_id not in replies and not late:
+                    break
+                del waiting[message_id]
+                yield _judge(site, replies.pop(message_id, None), instruction, size, dtype)
+            if not new and waiting:
+                time.sleep(_POLL_SECONDS)
+
+
+def _judge(
+    site: str, message: Message | None, instruction: Instruction, size: int, dtype: str
+) -> Answer | Refusal:
+    if message is None:
+        return Refusal(site, 0, "no reply before the deadline")
+    if message.has_error():
+        return Refusal(site, message.error.code, explain(message.error.code))
+    try:
+        return Answer(site, check_reply(message.content, instruction, size=size, dtype=dtype))
+    except ContractError as error:
+        return Refusal(site, error.code, str(error))
