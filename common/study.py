@@ -1,5 +1,6 @@
 """The validated plan of a federated study, and the digest that names it everywhere."""
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -121,8 +122,8 @@ class Episodes(_Group):
     """What one episode is. ``classes`` orders the head; ``held_out`` is seen at meta-test only."""
 
     labels: Literal["shuffled", "fixed"] = "shuffled"
-    classes: str = ""
-    held_out: str = ""
+    classes: str = "disc,ring,cross,bar,wedge,striated,reticular,satellites,mottled,branching"
+    held_out: str = "crescent,target,haze,miliary,septated"
     ways: Annotated[int, Field(ge=2, le=1000)] = 5
     shots: Count = 5
     queries: Count = 10
@@ -254,6 +255,16 @@ class Study(_Group):
         """Return the study as Flower's flat run configuration."""
         tree = self.model_dump(by_alias=True)
         return {f"{group}.{key}": value for group, values in tree.items() for key, value in values.items()}
+
+    def toml(self) -> str:
+        """Return the study as the text of a study file, every value written out."""
+        tree = self.model_dump(by_alias=True)
+        # JSON's strings, numbers and booleans are TOML's.
+        groups = (
+            f"[{group}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+            for group, values in tree.items()
+        )
+        return "\n".join(groups)
 
     def override(self, changes: Mapping[str, bool | int | float | str]) -> "Study":
         """Return a new, validated study with some ``group.key`` values changed."""

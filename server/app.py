@@ -5,6 +5,7 @@ from functools import partial
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from common.errors import WardroundError
 from common.study import Study
 from server.record import RunRecord, run_folder
 from server.rounds import run_study
@@ -18,4 +19,9 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the study that Flower's run configuration holds."""
     study = Study.from_run_config(context.run_config)
-    run_study(grid, study, RunRecord(run_folder(context.run_id), study), partial(print, flush=True))
+    record = RunRecord(run_folder(context.run_id), study)
+    try:
+        run_study(grid, study, record, partial(print, flush=True))
+    except WardroundError as error:
+        record.fail(str(error))
+        raise

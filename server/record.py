@@ -51,6 +51,10 @@ class RunRecord:
         with (self.folder / "history.jsonl").open("ab") as history:
             history.write(canonical_json(line) + b"\n")
 
+    def fail(self, reason: str) -> None:
+        """Write why the run ended without a result."""
+        write_atomic(self.folder / "failure.txt", reason.encode())
+
     def finish(self, result: Mapping[str, Any], theta: Mapping[str, Tensor]) -> None:
         """Write theta, then the result: a run with a result is complete."""
         write_atomic(self.folder / "theta.safetensors", save({n: t.contiguous() for n, t in theta.items()}))

@@ -64,11 +64,16 @@ def run_study(grid: Grid, study: Study, record: RunRecord, say: Say = print) -> 
         if every and number % every == 0 and number < rounds:
             scores = _evaluate(grid, study, layout, optimiser.theta, sites, number, scratch=False)
             evaluations.append({"round": number, "sites": scores})
-    scores = _evaluate(grid, study, layout, optimiser.theta, sites, rounds, scratch=True)
+    # From scratch costs most; the question is asked where theta is to prove itself.
+    alone = {name: node for name, node in sites.items() if name not in training} or sites
+    rest = {name: node for name, node in sites.items() if name not in alone}
+    scores = _evaluate(grid, study, layout, optimiser.theta, rest, rounds, scratch=False)
+    scores |= _evaluate(grid, study, layout, optimiser.theta, alone, rounds, scratch=True)
     evaluations.append({"round": rounds, "sites": scores})
     result = {
         "study": study.digest,
         "theta": _digest(optimiser.theta, layout),
+        "numbers_up_per_reply": optimiser.theta.size,
         "rounds": rounds,
         "evaluations": evaluations,
     }

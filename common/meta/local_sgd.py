@@ -18,8 +18,9 @@ def union(task: Episodes) -> Batch:
     """Return a task's support and query images as one batch: local SGD knows no such split."""
     support, query = task.support, task.query
     mask = None
-    if support.mask is not None and query.mask is not None:
-        mask = torch.cat([support.mask, query.mask])
+    if support.mask is not None or query.mask is not None:  # a set without padding has no mask
+        masks = [torch.ones_like(b.y, dtype=torch.bool) if b.mask is None else b.mask for b in (support, query)]
+        mask = torch.cat(masks)
     return Batch(torch.cat([support.x, query.x]), torch.cat([support.y, query.y]), mask)
 
 

@@ -1,4 +1,4 @@
-"""Take in a network that was written for ordinary training: no state but its parameters, and a head of our own."""
+"""Take in a classifier that was written for ordinary training: no state but its parameters, and our head."""
 
 from collections.abc import Callable
 
@@ -19,14 +19,13 @@ __all__ = ["adopt"]
 def adopt(module: nn.Module, *, norm: str, classes: int, image: tuple[int, ...]) -> Network:
     """Turn an image classifier into a `Network`; the module itself is changed.
 
-    - Batch norms become the study's norm. Instance norms become group norm with one channel per group, which is
-      the same function, and layer norms keep theirs: both are rewritten because PyTorch's own lose a second-order
-      term in a gradient taken outside ``vmap`` (see `common.models.norm`). All keep their scale and shift.
+    - Batch norms become the study's norm, with the epsilon of `common.models.norm`.
+    - Instance and layer norms become equal functions in another form: PyTorch's own lose a second-order term
+      in a gradient taken outside ``vmap``. Every norm keeps its scale and shift.
     - In-place activations become out-of-place.
-    - The module stays in evaluation mode for good, so dropout and stochastic depth do nothing: a meta-gradient
-      through random inner steps could not be repeated.
-    - The linear layer whose output is the network's output is cut off; the head of `Network` takes its place.
-    - Parameters that no feature depends on are dropped, rather than sent every round with a zero gradient.
+    - The module stays in evaluation mode for good, so dropout and stochastic depth do nothing: a
+      meta-gradient through random inner steps could not be repeated.
+    - The linear layer whose output is the network's output is cut off; `Network` has a new one.
 
     Parameters
     ----------
@@ -37,29 +36,27 @@ def adopt(module: nn.Module, *, norm: str, classes: int, image: tuple[int, ...])
     classes : int
         The size of the head.
     image : tuple of int
-        The shape of one image, channels first. It is tried on the meta device, which computes no numbers.
+        The shape of one image, channels first. The module is tried with it on the meta device, which
+        computes no numbers.
 
     Raises
     ------
     ModelError
-        The module keeps buffers or freezes parameters, does not run on such images, or does not end in a linear
-        layer with ``classes`` outputs.
+        The module keeps buffers or freezes parameters, does not run on such images, or does not end in a
+        linear layer with ``classes`` outputs.
     """
-    body = _Adopted(module, norm)
-    if buffers := [name for name, _ in module.named_buffers()]:
-        raise ModelError(
-            f"the network keeps buffers ({', '.join(buffers[:3])}), which are not part of theta and would differ "
-            "between sites: choose a network without, or write a factory that computes them in forward"
-        )
     if frozen := [name for name, p in module.named_parameters() if not p.requires_grad]:
         raise ModelError(
-            f"the network freezes parameters ({', '.join(frozen[:3])}), but all parameters are part of theta: "
-            "unfreeze them, or use algorithm.name = 'anil' to adapt the head only"
+            f"the network freezes parameters ({', '.join(frozen[:3])}), but theta is all of them: make them "
+            "trainable; algorithm.name = 'anil' adapts the head only"
         )
-    classifier, features, unused = _probe(body, classes, image)
-    for name in unused:
-        owner, _, leaf = name.rpartition(".")
-        setattr(body.get_submodule(owner), leaf, None)
+    body = _Adopted(module, norm)
+    if buffers := [name for name, _ in body.net.named_buffers()]:
+        raise ModelError(
+            f"the network keeps buffers ({', '.join(buffers[:3])}), which theta does not hold: choose a "
+            "network without, or write a factory whose forward computes them"
+        )
+    classifier, features = _find_classifier(body, classes, image)
     owner, _, leaf = classifier.rpartition(".")
     setattr(body.get_submodule(owner), leaf, nn.Identity())
     return Network(body, features, classes)
@@ -71,7 +68,7 @@ class _Adopted(nn.Module):
 
     def __init__(self, module: nn.Module, norm: str) -> None:
         super().__init__()
-        self.net = module
+        self.net = module.float()  # as all networks are built; the caller converts
         _renew(self, norm)
         self.mixes_rows = any(isinstance(m, BatchStatNorm) for m in self.modules())
         self.train(False)
@@ -101,10 +98,11 @@ def _renew(parent: nn.Module, norm: str) -> None:
         elif isinstance(child, _InstanceNorm):
             new = nn.GroupNorm(child.num_features, child.num_features, child.eps, child.affine)
         elif isinstance(child, nn.LayerNorm):
-            new = _LayerNorm(child.normalized_shape, child.eps, child.elementwise_affine, child.bias is not None)
+            shift = child.bias is not None
+            new = _LayerNorm(child.normalized_shape, child.eps, child.elementwise_affine, shift)
         else:
             if hasattr(child, "inplace"):
-                child.inplace = False
+                child.inplace = False  # type: ignore[assignment]
             _renew(child, norm)
             continue
         with torch.no_grad():
@@ -113,33 +111,35 @@ def _renew(parent: nn.Module, norm: str) -> None:
         setattr(parent, name, new)
 
 
-def _probe(body: nn.Module, classes: int, image: tuple[int, ...]) -> tuple[str, int, list[str]]:
-    """Return the classifier's name, the width of its input, and the names of parameters that nothing uses."""
+def _find_classifier(body: nn.Module, classes: int, image: tuple[int, ...]) -> tuple[str, int]:
+    """Return the name and the input width of the linear layer whose output is the network's output."""
     calls: list[tuple[str, Tensor, Tensor]] = []
 
     def note(name: str) -> Callable[..., None]:
         return lambda layer, inputs, output: calls.append((name, inputs[0], output))
 
-    linears = {k: m for k, m in body.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes}
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in linears.items()]
+    hooks = [
+        layer.register_forward_hook(note(name))
+        for name, layer in body.named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == classes
+    ]
     try:
-        theta = {k: torch.empty_like(p, device="meta", requires_grad=True) for k, p in body.named_parameters()}
+        theta = {name: torch.empty_like(p, device="meta") for name, p in body.named_parameters()}
         out = functional_call(body, theta, (torch.empty(2, *image, device="meta"),))
-        used = torch.autograd.grad(out.sum(), list(theta.values()), allow_unused=True)
     except Exception as error:
-        size = " x ".join(map(str, image))
+        size, reason = " x ".join(map(str, image)), str(error).partition("\n")[0]
         raise ModelError(
-            f"the network does not run on images of {size} (channels first): {error}; "
-            "check model.image-size, model.channels, model.dimensions and model.arguments"
+            f"the network does not run on images of {size} (channels first): {reason}; check "
+            "model.image-size, model.channels, model.dimensions and model.arguments"
         ) from error
     finally:
         for hook in hooks:
             hook.remove()
     for name, given, made in calls:
         if made is out and given.dim() == 2:
-            return name, given.shape[1], [k for k, g in zip(theta, used, strict=True) if g is None]
+            return name, given.shape[1]
     raise ModelError(
-        f"the network does not end in a linear layer with {classes} outputs, so its head cannot be found: give it "
-        "arguments that make it a classifier with nothing after the last linear layer, or write a factory that "
+        f"the network does not end in a linear layer with {classes} outputs, so its head cannot be found: "
+        "give it arguments that make it a classifier with nothing after that layer, or write a factory that "
         "returns a common.models.Network"
     )

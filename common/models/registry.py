@@ -25,17 +25,17 @@ POOLING = 16  # conv4 and resnet12 halve the image four times
 def build(model: Model, *, classes: int, seed: int, dtype: torch.dtype = torch.float32) -> Network:
     """Build the network of a study with an initialisation that follows from a seed.
 
-    ``conv4`` and ``resnet12`` draw convolution weights from He's normal distribution (fan-out, ReLU gain), and
-    linear layers as PyTorch does. A MONAI network keeps its own initialisation, and so does a factory's.
-    Values are drawn in float32 and then converted, so that both precisions start at the same point. The global
-    generators of PyTorch are as before afterwards.
+    ``conv4`` and ``resnet12`` draw convolution weights from He's normal distribution (fan-out, ReLU gain);
+    every head is drawn as PyTorch does, and MONAI networks and factories keep their own initialisation.
+    Values are drawn in float32 and then converted, so that both precisions start at the same point.
+    PyTorch's global generators are left as they were.
 
     Parameters
     ----------
     model : Model
         ``name`` is one of ``conv4``, ``resnet12``, ``monai:NAME`` and ``factory:package.module:function``. A
-        factory is called with the keywords ``channels``, ``classes``, ``image_size``, ``dimensions`` and those
-        of ``arguments``; it returns a `Network`, or a module that `common.models.adopt` can take in. It must draw
+        factory is called with the keywords ``channels``, ``classes``, ``image_size``, ``dimensions`` and
+        those of ``arguments``; it returns a `Network`, or a classifier for `common.models.adopt`. It draws
         from PyTorch's generator only.
     classes : int
         The size of the head.
@@ -91,23 +91,23 @@ def _from_factory(path: str, model: Model, classes: int) -> Network:
     module, _, function = path.partition(":")
     try:
         factory = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:
         raise ModelError(
-            f"factory:{path} cannot be imported ({error}): write factory:package.module:function and install the package"
+            f"factory:{path} cannot be imported ({error}): it must be factory:package.module:function"
         ) from error
     try:
         made = factory(**_sizes(model, classes), **_arguments(model))
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"factory:{path} failed: {type(error).__name__}: {error}; check model.arguments") from error
+        raise ModelError(f"factory:{path} failed ({error!r}): check model.arguments") from error
     if isinstance(made, Network):
         if made.head.out_features != classes:
             raise ModelError(f"factory:{path} made a head of {made.head.out_features} classes, not {classes}")
         return made
     if isinstance(made, nn.Module):
         return _adopt(made, model, classes)
-    raise ModelError(f"factory:{path} returned {type(made).__name__}: return a common.models.Network or an nn.Module")
+    raise ModelError(f"factory:{path} returned a {type(made).__name__}: return a Network or an nn.Module")
 
 
 def _adopt(module: nn.Module, model: Model, classes: int) -> Network:

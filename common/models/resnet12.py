@@ -1,5 +1,7 @@
 """ResNet-12: the residual network of the few-shot literature."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +20,7 @@ class _Block(nn.Module):
         super().__init__()
         sizes = (inputs, outputs, outputs, outputs)
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(sizes)
         )
         self.norms = nn.ModuleList(make_norm(norm, outputs) for _ in range(3))
         self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
@@ -34,12 +36,15 @@ class _Block(nn.Module):
 class ResNet12(nn.Module):
     """Four residual blocks of three 3x3 convolutions, then the mean over all positions.
 
-    As in MetaOptNet: 1x1 convolution and norm on every shortcut, leaky ReLU of slope 0.1, a 2x2 max-pool at the
-    end of each block, no bias before a norm. Three deviations: the channels double from block to block, as in
-    TADAM (MetaOptNet: 64, 160, 320, 640); there is no dropout and no DropBlock, since randomness in the inner loop
-    would make a meta-gradient that cannot be repeated; and the features are the mean over positions, where
-    MetaOptNet keeps them all for its SVM head. The last leaky ReLU of a block comes after the pool: both
-    are monotone, so the result is the same and it touches a quarter of the values.
+    As in MetaOptNet: 1x1 convolution and norm on every shortcut, leaky ReLU of slope 0.1, a 2x2 max-pool at
+    the end of each block, no bias before a norm. Three deviations: the channels double from block to block,
+    as in TADAM (MetaOptNet: 64, 160, 320, 640); there is no dropout and no DropBlock, since a meta-gradient
+    through random inner steps could not be repeated; and the features are the mean over positions, where
+    MetaOptNet keeps them all for its SVM head. The last leaky ReLU of a block comes after the pool: both are
+    monotone, so the result is the same and it touches a quarter of the values.
+
+    With batch norm, a second-order 5-way 1-shot step takes about a fifth less time in channels-last (28x28x3
+    images, width 16, one thread); with group norm it takes longer.
 
     Parameters
     ----------
@@ -61,7 +66,7 @@ class ResNet12(nn.Module):
     def __init__(self, channels: int, width: int, norm: str) -> None:
         super().__init__()
         sizes = (channels, width, 2 * width, 4 * width, 8 * width)
-        self.blocks = nn.ModuleList(_Block(a, b, norm) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.blocks = nn.ModuleList(_Block(a, b, norm) for a, b in pairwise(sizes))
         self.mixes_rows = self.channels_last = norm == "batch"
 
     @staticmethod

@@ -1,7 +1,8 @@
 """What the tests of the meta-gradient run on: small networks, small episodes, and every path through the engine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,19 +20,21 @@ __all__ = [
     "INNER_LOOPS",
     "LOCAL",
     "PATHS",
-    "TINY_SIZE",
+    "Setting",
     "SmoothBody",
     "Variant",
-    "conv4",
+    "class_count",
     "engine",
+    "make_conv4",
     "make_episodes",
+    "make_resnet12",
+    "make_tiny",
+    "paths",
     "random_theta",
     "relative_error",
-    "resnet12",
-    "tiny",
+    "rows",
+    "setting",
 ]
-
-TINY_SIZE = 6
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Variant:
 
     def algorithm(self, steps: int, **more: Any) -> Algorithm:
         """Return the study's algorithm; no two of its rates are equal, so that no two can be mixed up."""
-        chosen = {"inner_rate": 0.2, "test_rate": 0.15, "proximal": 0.3, "rates": self.rates} | more
+        chosen = {"inner_rate": 0.1, "test_rate": 0.15, "proximal": 0.3, "rates": self.rates} | more
         return Algorithm(name=self.name, inner_steps=steps, **chosen)
 
 
@@ -70,7 +73,7 @@ PATHS: dict[str, tuple[dict[str, Any], bool]] = {
     "loop, replayed": ({}, True),
     "vmap": ({"vectorise": True}, False),
     "vmap, chunks of 2": ({"vectorise": True, "chunk": 2}, False),
-    "vmap, chunks of 1, 2 cores": ({"vectorise": True, "chunk": 1, "cores": 2}, False),
+    "vmap, chunks, 2 cores": ({"vectorise": True, "chunk": 1, "cores": 2}, False),
     "vmap, replayed": ({"vectorise": True}, True),
 }
 
@@ -92,19 +95,19 @@ class SmoothBody(nn.Module):
         return torch.tanh(self.norms[1](self.convolutions[1](x), mask)).flatten(1)
 
 
-def tiny(norm: str, classes: int = 3) -> Network:
+def make_tiny(norm: str, classes: int = 3) -> Network:
     """Return the smooth network."""
     return Network(SmoothBody(norm), 8, classes)
 
 
-def conv4(norm: str, classes: int = 3, size: int = 16) -> Network:
-    """Return a narrow Conv4 for grey images."""
-    return Network(Conv4(1, 4, norm), Conv4.feature_size(4, size), classes)
+def make_conv4(norm: str, classes: int = 3) -> Network:
+    """Return a narrow Conv4 for grey images of side 16."""
+    return Network(Conv4(1, 4, norm), Conv4.feature_size(4, 16), classes)
 
 
-def resnet12(norm: str, classes: int = 3) -> Network:
-    """Return a narrow ResNet-12 for colour images."""
-    return Network(ResNet12(3, 2, norm), ResNet12.feature_size(2), classes)
+def make_resnet12(norm: str, classes: int = 3) -> Network:
+    """Return a narrow ResNet-12 for grey images."""
+    return Network(ResNet12(1, 2, norm), ResNet12.feature_size(2), classes)
 
 
 def random_theta(learner: Learner, network: Network, seed: int = 0) -> dict[str, Tensor]:
@@ -113,7 +116,7 @@ def random_theta(learner: Learner, network: Network, seed: int = 0) -> dict[str,
     theta = {}
     for name, like in learner.theta(network).items():
         if name.startswith("rate."):
-            value = rng.uniform(0.05, 0.3, like.shape)
+            value = rng.uniform(0.05, 0.2, like.shape)
         elif like.dim() == 1:
             value = float("norm" in name and name.endswith("weight")) + rng.normal(0, 0.2, like.shape)
         else:
@@ -127,8 +130,7 @@ def make_episodes(
     *,
     ways: int = 3,
     shots: int = 2,
-    size: int = TINY_SIZE,
-    channels: int = 1,
+    size: int = 6,
     ragged: str = "",
     class_count: int = 0,
     seed: int = 0,
@@ -140,34 +142,82 @@ def make_episodes(
     length of the study's class list, of which each task has its own ``ways``; 0: a fixed head.
     """
     rng = np.random.default_rng(seed)
-    patterns = rng.normal(0, 1, (max(ways, class_count), channels, size, size))
+    patterns = rng.normal(0, 1, (max(ways, class_count), 1, size, size))
     classes = np.stack([rng.permutation(class_count)[:ways] if class_count else np.arange(ways) for _ in range(tasks)])
 
     def batch(role: str) -> Batch:
         n = ways * shots
-        x = rng.normal(0, 5, (tasks, n, channels, size, size))
+        x = rng.normal(0, 5, (tasks, n, 1, size, size))
         y = np.zeros((tasks, n), np.int64)
         mask = np.ones((tasks, n), bool)
         for t in range(tasks):
-            missing = (t + (role == "query")) % tasks if ragged in {role, "both"} else 0
-            labels = rng.permutation(np.repeat(np.arange(ways), shots)[missing:])
+            missing = (t + (role == "query")) % min(tasks, ways) if ragged in {role, "both"} else 0
+            labels = np.delete(np.repeat(np.arange(ways), shots), shots * np.arange(missing))  # no class is absent
+            labels = rng.permutation(labels)
             mask[t, rng.permutation(n)[:missing]] = False
             y[t, mask[t]] = labels
-            x[t, mask[t]] = patterns[classes[t, labels]] + rng.normal(0, 1, (len(labels), channels, size, size))
+            x[t, mask[t]] = patterns[classes[t, labels]] + rng.normal(0, 1, (len(labels), 1, size, size))
         return Batch(torch.as_tensor(x), torch.as_tensor(y), None if mask.all() else torch.as_tensor(mask))
 
     return Episodes(batch("support"), batch("query"), torch.as_tensor(classes))
 
 
-def engine(algorithm: Algorithm, network: Network, path: str = "loop", **more: Any) -> Engine:
+class Setting(NamedTuple):
+    """One problem: what the engine is asked."""
+
+    algorithm: Algorithm
+    network: Network
+    theta: dict[str, Tensor]
+    episodes: Episodes
+
+
+def class_count(variant: Variant) -> int:
+    """Return how many classes the study lists: more than an episode has, where a learner uses the list; else 0."""
+    return 5 if variant.name in {"fedavg", "fedprox"} else 0
+
+
+def setting(
+    variant: Variant,
+    steps: int,
+    norm: str = "batch",
+    *,
+    ragged: str = "",
+    tasks: int = 2,
+    build: Callable[[str, int], Network] = make_tiny,
+) -> Setting:
+    """Return a problem in float64; ``build`` makes its network from a norm and the size of the head."""
+    algorithm = variant.algorithm(steps)
+    listed = class_count(variant)
+    network = build(norm, listed or 3)
+    size = 6 if build is make_tiny else 16
+    episodes = make_episodes(tasks, ragged=ragged, size=size, class_count=listed)
+    return Setting(algorithm, network, random_theta(make_learner(algorithm), network), episodes)
+
+
+def engine(problem: Setting, path: str = "loop", **more: Any) -> Engine:
     """Return the engine of one path."""
     settings, recompute = PATHS[path]
-    learner = make_learner(algorithm.model_copy(update={"recompute": recompute}))
-    return replace(Engine(learner, network), **(settings | more))
+    learner = make_learner(problem.algorithm.model_copy(update={"recompute": recompute}))
+    return replace(Engine(learner, problem.network), **(settings | more))
 
 
-def relative_error(got: Tensor | MetaGradient, want: Tensor) -> float:
-    """Return the largest ``|got - want| / |want|`` over tasks; the norm is over all parameters."""
-    got = got.gradient if isinstance(got, MetaGradient) else got
+def paths(variant: Variant) -> tuple[str, ...]:
+    """Return the paths that differ for a learner: FedAvg's tasks cannot be batched, only MAML's kin replay."""
+    if variant.name in {"fedavg", "fedprox"}:
+        return ("loop",)
+    replays = variant.name in {"maml", "anil", "metasgd", "protomaml"}
+    return tuple(path for path, (_, recompute) in PATHS.items() if replays or not recompute)
+
+
+def rows(problem: Setting, path: str = "loop") -> MetaGradient:
+    """Return one row for every task, or FedAvg's one row."""
+    if problem.algorithm.name in {"fedavg", "fedprox"}:
+        out = engine(problem, path).meta_gradient(problem.theta, problem.episodes)
+        return MetaGradient(*(t[None] for t in out))
+    return engine(problem, path).meta_gradient(problem.theta, problem.episodes, reduce="none")
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """Return the largest ``|got - want| / |want|`` over rows; the norm is over all parameters."""
     assert got.shape == want.shape
     return float(((got - want).norm(dim=-1) / want.norm(dim=-1)).max())

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from common.study import Algorithm
 from tests.common.meta.oracle import Task
 
-__all__ = ["central_differences", "gradient", "query_losses", "support_gradient"]
+__all__ = ["adapted", "central_differences", "gradient", "loss_gradient"]
 
 Rows = Mapping[str, Tensor]
 
-STEP = 5e-4
+STEP = 5e-5
 
 
 def central_differences(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def _prototypes(w: Rows, task: Task, norm: str) -> Tensor:
     return torch.stack([f[:, task.support_y == k].mean(1) for k in range(len(task.classes))], 1)
 
 
-def _adapted(a: Algorithm, rows: Rows, task: Task, norm: str) -> dict[str, Tensor]:
+def adapted(a: Algorithm, rows: Rows, task: Task, norm: str) -> dict[str, Tensor]:
     """Return every row's weights after the inner loop; only first derivatives, and all of them constants."""
     weights = {n: w for n, w in rows.items() if not n.startswith("rate.")}
     if a.name == "protomaml":
@@ -92,16 +92,16 @@ def _adapted(a: Algorithm, rows: Rows, task: Task, norm: str) -> dict[str, Tenso
     return weights
 
 
-def query_losses(a: Algorithm, rows: Rows, task: Task, norm: str) -> Tensor:
+def _query_losses(a: Algorithm, rows: Rows, task: Task, norm: str) -> Tensor:
     """Return the query loss ``[P]`` after the inner loop from every row."""
     if a.name == "protonet":
         centres = _prototypes(rows, task, norm)
         apart = _features(rows, task.query_x, norm).unsqueeze(2) - centres.unsqueeze(1)
         return _losses(-apart.square().sum(3), task.query_y)
-    return _linear_losses(_adapted(a, rows, task, norm), task.query_x, task.query_y, norm)
+    return _linear_losses(adapted(a, rows, task, norm), task.query_x, task.query_y, norm)
 
 
-def support_gradient(theta: Mapping[str, Tensor], x: Tensor, y: Tensor, norm: str) -> Tensor:
+def loss_gradient(theta: Mapping[str, Tensor], x: Tensor, y: Tensor, norm: str) -> Tensor:
     """Return the gradient ``[D]`` of one batch's loss."""
     flat = torch.cat([t.reshape(-1) for t in theta.values()])
     return central_differences(lambda rows: _linear_losses(_split(rows, theta), x, y, norm), flat)
@@ -115,7 +115,7 @@ def gradient(a: Algorithm, theta: Mapping[str, Tensor], episodes: list[Task], no
         """Return where local SGD ends, its gradients by finite differences."""
         mu = a.proximal if a.name == "fedprox" else 0.0
         for _ in range(a.inner_steps):
-            slope = support_gradient(_named(start), task.union()[0], y, norm)
+            slope = loss_gradient(_named(start), task.union()[0], y, norm)
             start = start - a.inner_rate * (slope + mu * (start - at))
         return start
 
@@ -132,8 +132,8 @@ def gradient(a: Algorithm, theta: Mapping[str, Tensor], episodes: list[Task], no
 
     def of_task(task: Task) -> Tensor:
         if a.name == "fomaml":  # inner gradients held constant: the query loss around the adapted weights
-            phi = _adapted(a, _split(at[None], theta), task, norm)
-            return support_gradient({n: w[0] for n, w in phi.items()}, task.query_x, task.query_y, norm)
-        return central_differences(lambda rows: query_losses(a, _split(rows, theta), task, norm), at)
+            phi = adapted(a, _split(at[None], theta), task, norm)
+            return loss_gradient({n: w[0] for n, w in phi.items()}, task.query_x, task.query_y, norm)
+        return central_differences(lambda rows: _query_losses(a, _split(rows, theta), task, norm), at)
 
     return torch.stack([of_task(task) for task in episodes])

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from common.meta.episodes import Episodes
 from common.study import Algorithm
 
-__all__ = ["Task", "adapted_logits", "conv4", "meta_gradients", "resnet12", "smooth", "tasks"]
+__all__ = ["Features", "Task", "adapted_logits", "conv4", "meta_gradients", "resnet12", "smooth", "tasks"]
 
 Weights = Mapping[str, Tensor]
 Features = Callable[[Weights, Tensor], Tensor]

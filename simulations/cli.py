@@ -1,0 +1,216 @@
+"""`wardround-lab`: the researcher's command."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from client.data.store import Site
+from common.console import plain_errors
+from common.errors import StudyError
+from common.study import Study
+from server.cli import read_study
+from server.record import run_folder
+from simulations.tables import summary
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Federated meta-learning on virtual hospitals.", no_args_is_help=True)
+
+StudyFile = Annotated[
+    Path | None, typer.Argument(metavar="[STUDY]", help="A study file; without one, the default study.")
+]
+Change = Annotated[
+    list[str] | None, typer.Option("--set", "-c", help="Change a value, as in -c study.rounds=5 (repeatable).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read, progress to stderr.")]
+Engine = Annotated[
+    Literal["in-process", "flower"],
+    typer.Option(help="Where the apps run: in this process, or through `flwr run` on Ray. The numbers are the same."),
+]
+
+_progress = Console(stderr=True)
+
+
+@app.command(epilog="Example: wardround-lab demo")
+@plain_errors
+def demo(as_json: Json = False) -> None:
+    """Watch four phantom hospitals meta-learn through Flower, and what it gives one that never took part."""
+    study = Study()
+    began = time.monotonic()
+    if not as_json:
+        _introduce(study)
+    result, folder = _on_flower(study)
+    _show(study, result, folder, as_json=as_json)
+    if not as_json:
+        seconds = time.monotonic() - began
+        print(f"{seconds:.0f} s in all. Next: wardround-lab simulate --help, or the README.")
+
+
+@app.command(epilog="Example: wardround-lab simulate simulations/studies/skin.toml -c study.rounds=20")
+@plain_errors
+def simulate(
+    study: StudyFile = None, change: Change = None, engine: Engine = "in-process", as_json: Json = False
+) -> None:
+    """Prepare a study's virtual hospitals and run it."""
+    from simulations.engines.inprocess import run_in_process
+
+    plan = _plan(study, change)
+    if engine == "flower":
+        result, folder = _on_flower(plan)
+    else:
+        _prepare(plan)
+        with redirect_stdout(sys.stderr):  # the ServerApp prints a line a round
+            run_id, _ = run_in_process(plan)
+        folder = run_folder(run_id)
+        result = json.loads((folder / "result.json").read_text())
+    _show(plan, result, folder, as_json=as_json)
+
+
+@app.command(epilog="Example: wardround-lab prepare simulations/studies/skin.toml --picture who-has-what.png")
+@plain_errors
+def prepare(
+    study: StudyFile = None,
+    change: Change = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw who has what (PNG).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the folders of a study's virtual hospitals; `flwr run` finds them there."""
+    from simulations.figures.partition import draw_partition
+    from simulations.prepare import census
+
+    plan = _plan(study, change)
+    sites = _prepare(plan)
+    counts, classes = census(plan, sites)
+    names = [site.name for site in sites]
+    if picture is not None:
+        draw_partition(counts, names, classes, picture, title=plan.study.title)
+    if as_json:
+        rows = {n: dict(zip(classes, map(int, row), strict=True)) for n, row in zip(names, counts, strict=True)}
+        print(json.dumps({"folder": str(sites[0].folder.parent), "images": rows}, indent=1))
+        return
+    for site, row in zip(sites, counts, strict=True):
+        print(f"{site.name}: {len(site.labels)} images of {site.patients.max() + 1} patients, {(row > 0).sum()} classes")
+    print(f"in {sites[0].folder.parent}")
+
+
+@app.command(epilog="Example: wardround-lab compare simulations/studies/omniglot.toml --algorithms maml,protonet,fedavg --seeds 3")
+@plain_errors
+def compare(
+    study: StudyFile = None,
+    algorithms: Annotated[str, typer.Option(help="Comma-separated.")] = "maml,fomaml,protonet,reptile,fedavg,local-only",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each algorithm.")] = 3,
+    change: Change = None,
+    out: Annotated[Path, typer.Option(help="Folder for comparison.json, comparison.md and curves.png.")] = Path("."),
+    as_json: Json = False,
+) -> None:
+    """Run several algorithms on the same virtual hospitals and put them side by side, with 95 % intervals."""
+    from common.study import names
+    from server.record import write_atomic
+    from simulations.compare import compare as run_comparison
+    from simulations.figures.curves import draw_curves
+
+    plan = _plan(study, change)
+    _prepare(plan)
+    comparison = run_comparison(plan, names(algorithms), seeds, progress=_progress.print)
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(comparison.json(), indent=1, sort_keys=True)
+    write_atomic(out / "comparison.json", text.encode())
+    write_atomic(out / "comparison.md", comparison.markdown().encode())
+    draw_curves(comparison, out / "curves.png")
+    print(text if as_json else f"{comparison.markdown()}\nin {out}: comparison.json, comparison.md, curves.png")
+
+
+def _plan(file: Path | None, changes: list[str] | None) -> Study:
+    study = Study() if file is None else read_study(file)
+    given: dict[str, bool | int | float | str] = {}
+    for change in changes or []:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise StudyError(f"--set takes KEY=VALUE, as in study.rounds=5 (it was {change!r})")
+        given[key.strip()] = _value(text.strip())
+    return study.override(given) if given else study
+
+
+def _value(text: str) -> bool | int | float | str:
+    """Read a value as TOML does; what is no TOML value is a string without quotes."""
+    import tomllib
+
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float | str) else text
+
+
+def _introduce(study: Study) -> None:
+    classes, new = study.episodes.class_names, study.episodes.held_out_names
+    print(
+        f"{study.data.sites} phantom hospitals, one scanner each, {len(classes)} lesion types to learn from.\n"
+        f"{study.sites.held_out} never takes part; {len(new)} lesion types are kept for the end: {', '.join(new)}.\n"
+        "Each round every other hospital sends one meta-gradient and nothing else; a Flower server steps theta."
+    )
+
+
+def _prepare(study: Study) -> list[Site]:
+    from simulations.prepare import prepare
+
+    with _progress.status("preparing virtual hospitals"):
+        return prepare(study, progress=_progress.print)
+
+
+def _on_flower(study: Study) -> tuple[dict[str, Any], Path]:
+    from simulations.engines.flower import run_on_flower, superlink
+
+    with superlink() as link:
+        _prepare(study)
+        with _bar(study) as update:
+            folder = run_folder(run_on_flower(study, link, progress=update))
+    return json.loads((folder / "result.json").read_text()), folder
+
+
+@contextmanager
+def _bar(study: Study) -> Iterator[Any]:
+    """Show rounds as they end."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=_progress) as progress:
+        task = progress.add_task("starting Flower", total=study.study.rounds, figures="")
+
+        def update(line: dict[str, Any]) -> None:
+            sites = line["sites"].values()
+            loss = sum(s["loss"] for s in sites) / len(sites)
+            hits = sum(s["accuracy"] for s in sites) / len(sites)
+            last = line["round"] == study.study.rounds
+            progress.update(
+                task,
+                completed=line["round"],
+                description="evaluating" if last else "rounds",
+                figures=f"loss {loss:.2f}, accuracy {hits:.2f}",
+            )
+
+        yield update
+
+
+def _show(study: Study, result: dict[str, Any], folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({**result, "folder": str(folder)}, indent=1, sort_keys=True))
+        return
+    Console().print(summary(study, result["evaluations"][-1]["sites"]))
+    sent = result["numbers_up_per_reply"]
+    print(f"Every reply held {sent} numbers, a loss and an accuracy, and nothing else.")
+    print("Privacy: no formal guarantee (privacy.mechanism = 'none'). Accuracy in per cent, 95 % intervals over episodes.")
+    print(f"theta.safetensors, result.json, history.jsonl: {folder}")

@@ -1,0 +1,195 @@
+"""Flower's simulation engine (Ray): `flwr run` on a SuperLink of our own that ends with us."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import common
+from common.errors import RoundError
+from common.paths import home
+from common.study import Study
+from deploy.environment import flower_environment
+from server.record import run_folder
+
+__all__ = ["SuperLink", "run_on_flower", "superlink"]
+
+_START_SECONDS = 60.0
+_POLL_SECONDS = 0.2
+#: How often Flower itself is asked whether the run still lives; asking starts a Python process.
+_ASK_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class SuperLink:
+    """A running SuperLink in simulation mode.
+
+    Attributes
+    ----------
+    process : subprocess.Popen
+        Leads its own process group.
+    folder : Path
+        Its ``FLWR_HOME``: configuration, state and log.
+    port : int
+        On 127.0.0.1.
+    """
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    port: int
+
+    def flwr(self, *arguments: str) -> dict[str, Any]:
+        """Run a ``flwr`` command against this SuperLink and return its JSON answer.
+
+        Raises
+        ------
+        RoundError
+            The command failed.
+        """
+        done = subprocess.run(
+            [_tool("flwr"), *arguments, "--format", "json"],
+            env=flower_environment(FLWR_HOME=str(self.folder)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        with suppress(ValueError):
+            answer: dict[str, Any] = json.loads(done.stdout)
+            if answer.get("success"):
+                return answer
+        raise RoundError(f"flwr {arguments[0]} failed:\n{(done.stdout + done.stderr).strip()[-4000:]}")
+
+
+@contextmanager
+def superlink() -> Iterator[SuperLink]:
+    """Start a SuperLink for simulations on a free port of this machine; stop it and all it started at the end.
+
+    It is not waited for: it starts while the caller prepares data.
+    """
+    home().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="flower-", dir=home(), ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        port = _free_port()
+        (folder / "config.toml").write_text(
+            f'[superlink]\ndefault = "lab"\n\n[superlink.lab]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        )
+        command = [_tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1"]
+        command += ["--port", str(port), "--database", str(folder / "state.db")]
+        command += ["--disable-runtime-dependency-installation"]
+        with (folder / "superlink.log").open("wb") as log:
+            process = _start(command, folder, log)
+        try:
+            yield SuperLink(process, folder, port)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def run_on_flower(
+    study: Study, link: SuperLink, *, concurrent: int = 2, progress: Callable[[dict[str, Any]], None] | None = None
+) -> int:
+    """Run a study with ``flwr run`` and return the run's id; its folder is `server.record.run_folder` of it.
+
+    Parameters
+    ----------
+    study : Study
+        Its virtual sites must be prepared.
+    link : SuperLink
+        Where it runs.
+    concurrent : int
+        CPU cores; one site runs per core at a time.
+    progress : callable
+        Called with every new line of the run's history.
+
+    Raises
+    ------
+    RoundError
+        The run failed; the reason and the end of the log are in the text.
+    """
+    _wait_until_up(link)
+    plan = link.folder / "study.toml"
+    plan.write_text(study.toml())
+    app = str(Path(common.__file__).parents[1])
+    sites = f"num-supernodes={study.data.sites} client-resources-num-cpus=1 init-args-num-cpus={concurrent}"
+    run_id = int(
+        link.flwr("run", app, "lab", "--run-config", str(plan), "--federation-config", sites)["run-id"]
+    )
+    folder, seen, asked = run_folder(run_id), 0, time.monotonic()
+    while not (folder / "result.json").exists():
+        if (folder / "history.jsonl").exists():
+            lines = (folder / "history.jsonl").read_bytes().split(b"\n")[:-1]
+            for line in lines[seen:]:
+                if progress:
+                    progress(json.loads(line))
+            seen = len(lines)
+        if (folder / "failure.txt").exists():
+            raise RoundError((folder / "failure.txt").read_text())
+        if time.monotonic() - asked > _ASK_SECONDS:
+            asked = time.monotonic()
+            if (status := _status(link, run_id)).startswith("finished"):
+                raise RoundError(f"the run ended without a result ({status}):\n{_log(link, run_id)}")
+        time.sleep(_POLL_SECONDS)
+    while not (status := _status(link, run_id)).startswith("finished"):
+        time.sleep(_POLL_SECONDS)
+    if status != "finished:completed":
+        raise RoundError(f"the run ended as {status}:\n{_log(link, run_id)}")
+    return run_id
+
+
+def _status(link: SuperLink, run_id: int) -> str:
+    runs = link.flwr("list", "lab", "--run-id", str(run_id))["runs"]
+    return str(runs[0]["status"])
+
+
+def _log(link: SuperLink, run_id: int) -> str:
+    done = subprocess.run(
+        [_tool("flwr"), "log", str(run_id), "lab", "--show"],
+        env=flower_environment(FLWR_HOME=str(link.folder)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout[-4000:]
+
+
+def _start(command: list[str], folder: Path, log: IO[bytes]) -> "subprocess.Popen[bytes]":
+    environment = flower_environment(FLWR_HOME=str(folder), WARDROUND_HOME=str(home().absolute()))
+    return subprocess.Popen(
+        command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def _wait_until_up(link: SuperLink) -> None:
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until and link.process.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", link.port), timeout=1):
+            return
+        time.sleep(_POLL_SECONDS)
+    log = (link.folder / "superlink.log").read_text(errors="replace")[-2000:]
+    raise RoundError(f"Flower's SuperLink did not start:\n{log}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _tool(name: str) -> str:
+    """Return a command of the environment that this Python runs in, whatever the PATH says."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else name

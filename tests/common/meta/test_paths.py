@@ -1,0 +1,137 @@
+"""Every learner on the real networks, along every path through the engine, against a plain autograd loop."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from common.meta import Engine, flatten, make_learner, unflatten
+from common.models.network import Network
+from tests.common.meta import oracle
+from tests.common.meta.cases import (
+    INNER_LOOPS,
+    LOCAL,
+    PATHS,
+    Variant,
+    engine,
+    make_conv4,
+    make_resnet12,
+    make_tiny,
+    paths,
+    relative_error,
+    rows,
+    setting,
+)
+
+TOLERANCE = 1e-9
+VARIANTS = INNER_LOOPS + LOCAL
+STEPS = (1, 3, 5)
+SHAPES = [(norm, ragged) for norm in ("batch", "group") for ragged in ("", "both")]
+
+NETWORKS: dict[str, tuple[Callable[[str, int], Network], Callable[[str], oracle.Features]]] = {
+    "conv4": (make_conv4, oracle.conv4),
+    "resnet12": (make_resnet12, oracle.resnet12),
+}
+
+
+def cases() -> list[object]:
+    """Return every learner on every network, norm and shape of episode.
+
+    Steps and paths take turns, so that each learner meets each number of steps and each path on each network;
+    all products of all choices would take minutes.
+    """
+    out = []
+    for v, variant in enumerate(VARIANTS):
+        for n, name in enumerate(NETWORKS):
+            for s, (norm, ragged) in enumerate(SHAPES):
+                steps = STEPS[(v + n + s) % 3]
+                every = paths(variant)
+                ways = tuple(dict.fromkeys(every[(v + 2 * s + k) % len(every)] for k in range(2)))
+                label = f"{variant}, {name}, {norm} norm, {'ragged' if ragged else 'balanced'}, {steps} steps"
+                out.append(pytest.param(variant, name, norm, ragged, steps, ways, id=label))
+    return out
+
+
+@pytest.mark.parametrize(("variant", "name", "norm", "ragged", "steps", "ways"), cases())
+def test_every_path_equals_a_plain_loop(
+    variant: Variant, name: str, norm: str, ragged: str, steps: int, ways: tuple[str, ...]
+) -> None:
+    build, features = NETWORKS[name]
+    problem = setting(variant, steps, norm, ragged=ragged, tasks=3 if name == "conv4" else 2, build=build)
+    want, losses = oracle.meta_gradients(problem.algorithm, features(norm), problem.theta, problem.episodes)
+    for path in ways:
+        got = rows(problem, path)
+        assert relative_error(got.gradient, want) < TOLERANCE, path
+        assert relative_error(got.loss[:, None], losses[:, None]) < TOLERANCE, path
+
+
+def test_the_cases_above_meet_every_path_and_every_number_of_steps() -> None:
+    met = {(str(v), name, path) for v, name, _, _, _, ways in (c.values for c in cases()) for path in ways}
+    assert met == {(str(v), name, path) for v in VARIANTS for name in NETWORKS for path in paths(v)}
+    met_steps = {(str(v), name, steps) for v, name, _, _, steps, _ in (c.values for c in cases())}
+    assert met_steps == {(str(v), name, steps) for v in VARIANTS for name in NETWORKS for steps in STEPS}
+
+
+@pytest.mark.parametrize("ragged", ["support", "query"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_padding_in_one_of_the_two_sets(variant: Variant, ragged: str) -> None:
+    """A set without padding has no mask: whoever joins the two must not forget the other's."""
+    problem = setting(variant, 3, "batch", ragged=ragged, tasks=3)
+    want, losses = oracle.meta_gradients(problem.algorithm, oracle.smooth("batch"), problem.theta, problem.episodes)
+    for path in set(paths(variant)) & {"loop", "vmap", "vmap, replayed"}:
+        got = rows(problem, path)
+        assert relative_error(got.gradient, want) < TOLERANCE, path
+        assert relative_error(got.loss[:, None], losses[:, None]) < TOLERANCE, path
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_mean_is_the_mean_of_the_rows(path: str) -> None:
+    problem = setting(Variant("protomaml"), 3, ragged="both", tasks=3)
+    many = rows(problem, path)
+    mean = engine(problem, path).meta_gradient(problem.theta, problem.episodes)
+    assert mean.gradient.shape == (flatten(problem.theta).numel(),)
+    assert relative_error(mean.gradient, many.gradient.mean(0)) < 1e-13
+    for one, each in ((mean.loss, many.loss), (mean.accuracy, many.accuracy)):
+        assert each.shape == (3,)
+        torch.testing.assert_close(one, each.mean(), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if make_learner(v.algorithm(1)).per_episode], ids=str)
+def test_sites_that_share_the_episodes_reach_the_same_mean(variant: Variant) -> None:
+    """Federated equals centralised: the mean over sites, weighted by episodes, is the mean over the union."""
+    problem = setting(variant, 3, tasks=4)
+    together = engine(problem).meta_gradient(problem.theta, problem.episodes).gradient
+    apart = [
+        (count, engine(problem).meta_gradient(problem.theta, problem.episodes.take(part)).gradient)
+        for count, part in ((1, slice(0, 1)), (3, slice(1, 4)))
+    ]
+    assert relative_error(sum(count * g for count, g in apart) / 4, together) < 1e-14
+
+
+@pytest.mark.parametrize("variant", INNER_LOOPS + (Variant("reptile"),), ids=str)
+def test_volumes_go_the_same_way(variant: Variant) -> None:
+    """Images with three spatial axes: no path may count on two."""
+    problem = setting(variant, 1, "group", tasks=2)
+    body = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3, bias=False), torch.nn.Softplus(), torch.nn.Flatten())
+    body.takes_mask = body.mixes_rows = False
+    body.channels_last = True
+    network = Network(body, 2 * 4 * 4 * 1, 3)
+    stack = [b._replace(x=torch.stack([b.x, 2 * b.x, b.x.square()], -1)) for b in problem.episodes[:2]]
+    episodes = problem.episodes._replace(support=stack[0], query=stack[1])
+    learner = make_learner(problem.algorithm)
+    theta = {n: t.double() for n, t in learner.theta(network).items()}
+    loop = Engine(learner, network).meta_gradient(theta, episodes, reduce="none")
+    batched = Engine(learner, network, vectorise=True).meta_gradient(theta, episodes, reduce="none")
+    assert loop.gradient.norm() > 0.01
+    assert relative_error(batched.gradient, loop.gradient) < TOLERANCE
+
+
+def test_flatten_and_unflatten_are_inverse() -> None:
+    theta = setting(Variant("metasgd", "tensor"), 1).theta
+    vector = flatten(theta)
+    again = unflatten(vector, theta)
+    assert list(again) == list(theta)
+    assert all(torch.equal(again[n], t) and again[n].shape == t.shape for n, t in theta.items())
+    names = [n for n, t in theta.items() for _ in range(t.numel())]
+    assert names.index("head.weight") == sum(t.numel() for n, t in theta.items() if n.startswith("body."))
+    assert make_tiny("batch").theta().keys() <= theta.keys()
