@@ -2,17 +2,19 @@
 
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from secrets import token_hex
 
 import numpy as np
+import torch
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from client.data.episodes import draw
 from client.evaluation import evaluate
 from client.session import Session, open_session
-from common.contract import Instruction, Vector, check_instruction, pack_reply
+from common.contract import Instruction, Vector, check_instruction, pack_reply, theta_digest
 from common.errors import ContractError, WardroundError
 from common.meta import flatten, unflatten
 from common.models.network import Theta
@@ -37,7 +39,8 @@ def guarded(answer: Answer) -> Handler:
         except Exception as error:
             incident = token_hex(4)
             if session is not None:  # the text stays in the site's own folder
-                with (session.site.folder / "incidents.log").open("a") as log:
+                # Where that cannot be written, nothing may be raised: Flower would send its text.
+                with suppress(OSError), (session.site.folder / "incidents.log").open("a") as log:
                     log.write(f"incident {incident}\n{traceback.format_exc()}\n")
             code = error.code if isinstance(error, WardroundError) else WardroundError.code
             return Message(Error(code, f"incident {incident}"), reply_to=message)
@@ -53,8 +56,8 @@ def read(message: Message, session: Session) -> tuple[Instruction, Theta]:
     )
     if vector is None:
         return instruction, session.theta
-    import torch
-
+    if theta_digest(vector, {name: tuple(t.shape) for name, t in session.theta.items()}) != instruction.theta:
+        raise ContractError("theta is not the one that the instruction names")
     return instruction, unflatten(torch.from_numpy(vector.copy()), session.theta)
 
 
@@ -75,7 +78,7 @@ def train(message: Message, session: Session) -> Message:
     if session.held_out:
         raise ContractError("this site is held out in the study: it never trains")
     generator = session.site.generator("train", session.study.digest, instruction.round)
-    episodes = draw(session.site, pool, spec, spec.per_round, generator)
+    episodes = draw(session.site, pool, spec, spec.per_round, generator, augment=True)
     result = session.engine.meta_gradient(theta, episodes)
     vector: Vector = np.asarray(result.gradient)
     scalars = {"loss": float(result.loss), "accuracy": float(result.accuracy)}

@@ -25,7 +25,10 @@ def evaluate(session: Session, theta: Theta, instruction: Instruction) -> dict[s
         pool = session.test_pool(new=name == "new")
         if len(pool.classes) < 2:
             continue
-        generator = session.site.generator("evaluate", study.digest, name)  # the same episodes every time
+        # The same episodes every time, whatever the algorithm: comparisons are paired.
+        spec = study.episodes
+        shape = (spec.labels, spec.ways, spec.shots, spec.queries)
+        generator = session.site.generator("evaluate", study.data_digest, study.study.seed, *shape, name)
         episodes = draw(session.site, pool, study.episodes, study.episodes.test_episodes, generator)
         before = session.engine.scores(theta, episodes, 0).accuracy
         after = session.engine.scores(theta, episodes, study.algorithm.test_steps).accuracy

@@ -16,11 +16,11 @@ def canonical_json(value: Any) -> bytes:
     Raises
     ------
     ValueError
-        The value holds NaN, an infinity, or something that JSON cannot express.
+        The value holds NaN, an infinity, or text that is not Unicode.
+    TypeError
+        The value holds something that JSON cannot express.
     """
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def sha256_hex(data: bytes) -> str:

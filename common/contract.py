@@ -146,14 +146,17 @@ def check_instruction(content: RecordDict, *, study: str, size: int, dtype: str)
             f"the message belongs to the study {instruction.study[:12]}, this site runs {study[:12]}: "
             "coordinator and site must use the same study file"
         )
-    if instruction.kind not in _SCALARS:
+    if instruction.kind not in _SCALARS or min(instruction.round, instruction.attempt) < 0:
         raise ContractError("the instruction asks for something that no study can ask")
     expected = {"instruction"} if instruction.kind == "join" else {"instruction", "theta"}
     if set(content) != expected:
         raise ContractError(f"a message to {instruction.kind} holds exactly {sorted(expected)}")
     if instruction.kind == "join":
         return instruction, None
-    return instruction, _unpack(content["theta"], "theta", size, dtype)
+    theta = _unpack(content["theta"], "theta", size, dtype)
+    if not np.isfinite(theta).all():
+        raise ContractError("theta is not finite")
+    return instruction, theta
 
 
 def pack_reply(instruction: Instruction, scalars: Mapping[str, float], vector: Vector | None = None) -> RecordDict:

@@ -76,7 +76,7 @@ class SignatureError(WardroundError):
 
 def explain(code: int) -> str:
     """Return in words what an error code from another process means; Flower's own codes are below 100."""
-    kinds = (WardroundError, *WardroundError.__subclasses__())
+    kinds: list[type[WardroundError]] = [WardroundError, *WardroundError.__subclasses__()]
     summaries = {kind.code: (kind.__doc__ or "").split(".")[0].lower() for kind in kinds}
     flower = {5: "the site went away", 8: "the site's process crashed"}
     return (summaries | flower | {WardroundError.code: "an unexpected error at the site"}).get(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -16,7 +16,15 @@ from cryptography.hazmat.primitives.serialization import (
 from common.canonical import canonical_json
 from common.errors import SignatureError
 
-__all__ = ["generate_key", "load_private_key", "load_public_key", "private_pem", "public_pem", "sign", "verify"]
+__all__ = [
+    "generate_key",
+    "load_private_key",
+    "load_public_key",
+    "private_pem",
+    "public_pem",
+    "sign",
+    "verify",
+]
 
 # A signature made for one purpose must not verify for another.
 _CONTEXT = b"wardround/1 "
@@ -47,7 +55,7 @@ def load_private_key(pem: bytes) -> Ed25519PrivateKey:
     """
     try:
         key = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise SignatureError("not an unencrypted Ed25519 private key in PEM form")
@@ -64,7 +72,7 @@ def load_public_key(pem: bytes) -> Ed25519PublicKey:
     """
     try:
         key = load_pem_public_key(pem)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise SignatureError("not an Ed25519 public key in PEM form")

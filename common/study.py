@@ -119,7 +119,11 @@ class Algorithm(_Group):
 
 
 class Episodes(_Group):
-    """What one episode is. ``classes`` orders the head; ``held_out`` is seen at meta-test only."""
+    """What one episode is. ``classes`` orders the head; ``held_out`` is seen at meta-test only.
+
+    ``augment`` turns and mirrors training images: each ``image`` by itself, or all images of a ``class`` in an
+    episode alike, which makes classes that nobody drew (shuffled labels only).
+    """
 
     labels: Literal["shuffled", "fixed"] = "shuffled"
     classes: str = "disc,ring,cross,bar,wedge,striated,reticular,satellites,mottled,branching"
@@ -128,6 +132,7 @@ class Episodes(_Group):
     shots: Count = 5
     queries: Count = 10
     per_round: Count = 4
+    augment: Literal["none", "image", "class"] = "none"
     test_episodes: Annotated[int, Field(ge=2, le=100_000)] = 40
     test_every: Annotated[int, Field(ge=0)] = 0
     scratch_steps: Annotated[int, Field(ge=0, le=10_000)] = 50
@@ -210,6 +215,8 @@ class Study(_Group):
             )
         if self.episodes.labels == "fixed" and held_out:
             raise ValueError("episodes.held-out needs episodes.labels = 'shuffled': a fixed head has no new classes")
+        if self.episodes.labels == "fixed" and self.episodes.augment == "class":
+            raise ValueError("episodes.augment = 'class' needs episodes.labels = 'shuffled': it makes new classes")
         if self.algorithm.inner_steps == 0 and self.algorithm.name not in {"protonet", "local-only"}:
             raise ValueError(f"algorithm.inner-steps is 0, but {self.algorithm.name} needs at least 1")
         return self
@@ -261,7 +268,8 @@ class Study(_Group):
         tree = self.model_dump(by_alias=True)
         # JSON's strings, numbers and booleans are TOML's.
         groups = (
-            f"[{group}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+            f"[{group}]\n"
+            + "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
             for group, values in tree.items()
         )
         return "\n".join(groups)

@@ -8,7 +8,15 @@ import typer
 
 from common.console import plain_errors
 from common.errors import StudyError
-from common.signing import generate_key, load_private_key, load_public_key, private_pem, public_pem, sign, verify
+from common.signing import (
+    generate_key,
+    load_private_key,
+    load_public_key,
+    private_pem,
+    public_pem,
+    sign,
+    verify,
+)
 from common.study import Study
 from server.record import write_atomic
 
@@ -74,9 +82,7 @@ def keygen(name: Annotated[Path, typer.Argument(help="Writes NAME.key (secret) a
 
 @app.command("sign", epilog="Example: wardround-study sign study.toml --key coordinator.key")
 @plain_errors
-def sign_study(
-    file: File, key: Annotated[Path, typer.Option(help="The coordinator's secret key (PEM).")]
-) -> None:
+def sign_study(file: File, key: Annotated[Path, typer.Option(help="The coordinator's secret key (PEM).")]) -> None:
     """Sign a study; the signature covers every value, defaults included, and goes beside the file."""
     study = read_study(file)
     signature = sign(load_private_key(key.read_bytes()), "study", study.run_config())
@@ -87,9 +93,7 @@ def sign_study(
 
 @app.command("verify", epilog="Example: wardround-study verify study.toml --key coordinator.pub")
 @plain_errors
-def verify_study(
-    file: File, key: Annotated[Path, typer.Option(help="The coordinator's public key (PEM).")]
-) -> None:
+def verify_study(file: File, key: Annotated[Path, typer.Option(help="The coordinator's public key (PEM).")]) -> None:
     """Check a study's signature (exit code 1 where it does not verify)."""
     study = read_study(file)
     signature = bytes.fromhex(file.with_suffix(".sig").read_text())

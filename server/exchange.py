@@ -1,5 +1,6 @@
 """One exchange with the sites: ask each, wait until a deadline, check every reply before it counts."""
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -62,30 +63,37 @@ def exchange(
     sites = list(nodes.items())
     for window in (sites[i : i + _WINDOW] for i in range(0, len(sites), _WINDOW)):
         ids = list(grid.push_messages([Message(content, node, _TYPES[instruction.kind]) for _, node in window]))
+        # Flower gives no id for a message that it cannot pass on, and no ids at all where they are too large for it.
+        asked = zip(ids or [""] * len(window), window, strict=True)
+        waiting = {message_id or f"unsent {site}": site for message_id, (site, _) in asked}
+        unsent = set(waiting) - set(ids)
         replies: dict[str, Message] = {}
-        waiting = dict(zip(ids, (site for site, _ in window), strict=True))
         deadline = time.monotonic() + seconds
         while waiting:
             # Failures of Flower's own come from node 1, so a reply is known by what it answers.
-            new = {m.metadata.reply_to_message_id: m for m in grid.pull_messages(set(waiting) - set(replies))}
+            new = {m.metadata.reply_to_message_id: m for m in grid.pull_messages(set(waiting) - set(replies) - unsent)}
             replies |= new
             late = time.monotonic() >= deadline
             for message_id, site in list(waiting.items()):  # in order; what came early waits for its turn
-                if message_id not in replies and not late:
+                if message_id not in replies and message_id not in unsent and not late:
                     break
                 del waiting[message_id]
+                if message_id in unsent:
+                    yield Refusal(site, 0, "Flower could not send the message: the site has left, or it is too large")
+                    continue
                 yield _judge(site, replies.pop(message_id, None), instruction, size, dtype)
             if not new and waiting:
                 time.sleep(_POLL_SECONDS)
 
 
-def _judge(
-    site: str, message: Message | None, instruction: Instruction, size: int, dtype: str
-) -> Answer | Refusal:
+def _judge(site: str, message: Message | None, instruction: Instruction, size: int, dtype: str) -> Answer | Refusal:
     if message is None:
         return Refusal(site, 0, "no reply before the deadline")
     if message.has_error():
-        return Refusal(site, message.error.code, explain(message.error.code))
+        # Of the sender's own words only the number under which a site wrote the incident down is taken.
+        incident = re.fullmatch(r"incident [0-9a-f]{8}", message.error.reason or "")
+        reason = explain(message.error.code) + (f" ({incident[0]})" if incident else "")
+        return Refusal(site, message.error.code, reason)
     try:
         return Answer(site, check_reply(message.content, instruction, size=size, dtype=dtype))
     except ContractError as error:

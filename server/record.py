@@ -41,9 +41,7 @@ class RunRecord:
     def __init__(self, folder: Path, study: Study) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(
-            folder / "study.json", canonical_json({"digest": study.digest, "study": study.run_config()})
-        )
+        write_atomic(folder / "study.json", canonical_json({"digest": study.digest, "study": study.run_config()}))
         (folder / "history.jsonl").write_bytes(b"")
 
     def round(self, line: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -46,9 +46,9 @@ def run_study(grid: Grid, study: Study, record: RunRecord, say: Say = print) -> 
     """
     layout = initial_theta(study)
     optimiser = OuterOptimiser(study.outer, flatten(layout).numpy())
-    sites = _join(grid, study, say)
+    sites, refusals = _join(grid, study, say)
     training = {name: node for name, node in sites.items() if name not in study.sites.held_out_names}
-    _need(study, len(training), "joined", [])
+    _need(study, len(training), "joined", refusals)
     rounds = 0 if study.algorithm.name == LocalOnly.name else study.study.rounds
     say(
         f"study {study.study.id} ({study.digest[:12]}): {study.algorithm.name}, {rounds} rounds, "
@@ -63,13 +63,13 @@ def run_study(grid: Grid, study: Study, record: RunRecord, say: Say = print) -> 
         every = study.episodes.test_every
         if every and number % every == 0 and number < rounds:
             scores = _evaluate(grid, study, layout, optimiser.theta, sites, number, scratch=False)
-            evaluations.append({"round": number, "sites": scores})
+            evaluations.append({"round": number, **scores})
     # From scratch costs most; the question is asked where theta is to prove itself.
     alone = {name: node for name, node in sites.items() if name not in training} or sites
     rest = {name: node for name, node in sites.items() if name not in alone}
     scores = _evaluate(grid, study, layout, optimiser.theta, rest, rounds, scratch=False)
-    scores |= _evaluate(grid, study, layout, optimiser.theta, alone, rounds, scratch=True)
-    evaluations.append({"round": rounds, "sites": scores})
+    more = _evaluate(grid, study, layout, optimiser.theta, alone, rounds, scratch=True)
+    evaluations.append({"round": rounds, **{key: scores[key] | more[key] for key in scores}})
     result = {
         "study": study.digest,
         "theta": _digest(optimiser.theta, layout),
@@ -80,13 +80,15 @@ def run_study(grid: Grid, study: Study, record: RunRecord, say: Say = print) -> 
     record.finish(result, unflatten(torch.from_numpy(optimiser.theta), layout))
 
 
-def _join(grid: Grid, study: Study, say: Say) -> Nodes:
-    """Return the sites that take part, in their fixed order."""
+def _join(grid: Grid, study: Study, say: Say) -> tuple[Nodes, list[Refusal]]:
+    """Return the sites that take part, in their fixed order, and why others do not."""
     wanted = study.sites.quorum + len(study.sites.held_out_names)
     until = time.monotonic() + study.sites.join_seconds
     while len(found := sorted(grid.get_node_ids())) < wanted and time.monotonic() < until:
         time.sleep(0.1)
     named = {info.node_id: info.name for info in grid.get_nodes() if info.name}
+    for name in named.values():
+        _only_one(name, named.values())
     instruction = Instruction("join", study.digest)
     sites: dict[str, int] = {}
     refusals: list[Refusal] = []
@@ -98,8 +100,7 @@ def _join(grid: Grid, study: Study, say: Say) -> Nodes:
             continue
         # An authenticated name is the site's identity; simulated nodes have none and say which site they are.
         name = named.get(node, f"hospital-{int(outcome.reply.scalars['site'])}")
-        if name in sites:
-            raise RoundError(f"two nodes say that they are {name}: every site has one node")
+        _only_one(name, [*sites, name])
         sites[name] = node
     if refusals and not sites and {r.code for r in refusals} == {NotPreparedError.code}:
         raise NotPreparedError(
@@ -107,12 +108,23 @@ def _join(grid: Grid, study: Study, say: Say) -> Nodes:
             "(the default study needs no argument)"
         )
     if missing := set(study.sites.held_out_names) - set(sites):
-        raise RoundError(f"sites.held-out names sites that did not join: {', '.join(sorted(missing))}")
-    return {name: sites[name] for name in sorted(sites, key=_natural)}
+        names = ", ".join(sorted(missing))
+        raise RoundError(f"sites.held-out names sites that did not join: {names}{_reasons(refusals)}")
+    return {name: sites[name] for name in sorted(sites, key=_natural)}, refusals
+
+
+def _only_one(name: str, taken: Iterable[str]) -> None:
+    if [*taken].count(name) > 1:
+        raise RoundError(f"two nodes say that they are {name}: every site has one node")
 
 
 def _train(
-    grid: Grid, study: Study, layout: Mapping[str, Tensor], optimiser: OuterOptimiser, sites: Nodes, number: int
+    grid: Grid,
+    study: Study,
+    layout: Mapping[str, Tensor],
+    optimiser: OuterOptimiser,
+    sites: Nodes,
+    number: int,
 ) -> dict[str, Any]:
     """Run one round, step theta, and return the round's line of history."""
     began = time.monotonic()
@@ -150,16 +162,19 @@ def _evaluate(
     number: int,
     *,
     scratch: bool,
-) -> dict[str, dict[str, float]]:
-    """Return every site's evaluation scalars, those that it cannot offer left out."""
+) -> dict[str, dict[str, Any]]:
+    """Return every site's evaluation scalars, those that it cannot offer left out, and why a site gave none."""
     instruction = Instruction("evaluate", study.digest, number, 1, _digest(theta, layout), scratch)
-    out = {}
+    scores: dict[str, dict[str, float]] = {}
+    out: dict[str, str] = {}
     for outcome in _ask(grid, study, sites, instruction, theta):
-        if isinstance(outcome, Answer):
+        if isinstance(outcome, Refusal):
+            out[outcome.site] = outcome.reason
+        else:
             figures = outcome.reply.scalars
             offered = {name.rpartition(".")[0] for name, v in figures.items() if name.endswith("error") and v >= 0}
-            out[outcome.site] = {n: v for n, v in figures.items() if n.rpartition(".")[0] in offered}
-    return out
+            scores[outcome.site] = {n: v for n, v in figures.items() if n.rpartition(".")[0] in offered}
+    return {"sites": scores, "out": out}
 
 
 def _ask(
@@ -167,18 +182,19 @@ def _ask(
 ) -> Iterator[Answer | Refusal]:
     size, dtype = (0, study.wire.dtype) if theta is None else (theta.size, str(theta.dtype))
     content = pack_instruction(instruction, theta)
-    return exchange(
-        grid, nodes, instruction, content, size=size, dtype=dtype, seconds=study.sites.deadline_seconds
-    )
+    return exchange(grid, nodes, instruction, content, size=size, dtype=dtype, seconds=study.sites.deadline_seconds)
 
 
 def _need(study: Study, count: int, what: str, refusals: list[Refusal]) -> None:
     if count < study.sites.quorum:
-        reasons = "".join(f"\n  {r.site}: {r.reason}" for r in refusals)
         raise RoundError(
             f"{count} training sites {what}, sites.quorum is {study.sites.quorum}: start more sites "
-            f"(in simulation: --federation-config 'num-supernodes={study.data.sites}'){reasons}"
+            f"(in simulation: --federation-config 'num-supernodes={study.data.sites}'){_reasons(refusals)}"
         )
+
+
+def _reasons(refusals: list[Refusal]) -> str:
+    return "".join(f"\n  {r.site}: {r.reason}" for r in refusals)
 
 
 def _digest(theta: Vector, layout: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from client.data.store import Site
 from common.console import plain_errors
@@ -28,7 +35,8 @@ StudyFile = Annotated[
     Path | None, typer.Argument(metavar="[STUDY]", help="A study file; without one, the default study.")
 ]
 Change = Annotated[
-    list[str] | None, typer.Option("--set", "-c", help="Change a value, as in -c study.rounds=5 (repeatable).")
+    list[str] | None,
+    typer.Option("--set", "-c", help="Change a value, as in -c study.rounds=5 (repeatable)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read, progress to stderr.")]
 Engine = Annotated[
@@ -97,15 +105,19 @@ def prepare(
         print(json.dumps({"folder": str(sites[0].folder.parent), "images": rows}, indent=1))
         return
     for site, row in zip(sites, counts, strict=True):
-        print(f"{site.name}: {len(site.labels)} images of {site.patients.max() + 1} patients, {(row > 0).sum()} classes")
+        print(
+            f"{site.name}: {len(site.labels)} images of {site.patients.max() + 1} patients, {(row > 0).sum()} classes"
+        )
     print(f"in {sites[0].folder.parent}")
 
 
-@app.command(epilog="Example: wardround-lab compare simulations/studies/omniglot.toml --algorithms maml,protonet,fedavg --seeds 3")
+@app.command(epilog="Example: wardround-lab compare simulations/studies/cells.toml --algorithms maml,fedavg --seeds 3")
 @plain_errors
 def compare(
     study: StudyFile = None,
-    algorithms: Annotated[str, typer.Option(help="Comma-separated.")] = "maml,fomaml,protonet,reptile,fedavg,local-only",
+    algorithms: Annotated[
+        str, typer.Option(help="Comma-separated.")
+    ] = "maml,fomaml,protonet,reptile,fedavg,local-only",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each algorithm.")] = 3,
     change: Change = None,
     out: Annotated[Path, typer.Option(help="Folder for comparison.json, comparison.md and curves.png.")] = Path("."),
@@ -212,5 +224,5 @@ def _show(study: Study, result: dict[str, Any], folder: Path, *, as_json: bool) 
     Console().print(summary(study, result["evaluations"][-1]["sites"]))
     sent = result["numbers_up_per_reply"]
     print(f"Every reply held {sent} numbers, a loss and an accuracy, and nothing else.")
-    print("Privacy: no formal guarantee (privacy.mechanism = 'none'). Accuracy in per cent, 95 % intervals over episodes.")
+    print("Privacy: no formal guarantee (privacy.mechanism = 'none').")
     print(f"theta.safetensors, result.json, history.jsonl: {folder}")

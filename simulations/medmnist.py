@@ -59,15 +59,11 @@ def url(name: str, size: int) -> str:
 
 def _published(task: Task, n_channels: int, licence: str, labels: str, *md5: str) -> MedMnistSet:
     """Return one row of the table; the checksums stand in the order of the sizes."""
-    return MedMnistSet(
-        task, n_channels, licence, tuple(labels.split("|")), dict(zip(_SIZES, md5, strict=False))
-    )
+    return MedMnistSet(task, n_channels, licence, tuple(labels.split("|")), dict(zip(_SIZES, md5, strict=False)))
 
 
 # The three planes of the organ set share their order; the volumes of the same organs have another one.
-_ORGANS = (
-    "bladder|femur-left|femur-right|heart|kidney-left|kidney-right|liver|lung-left|lung-right|pancreas|spleen"
-)
+_ORGANS = "bladder|femur-left|femur-right|heart|kidney-left|kidney-right|liver|lung-left|lung-right|pancreas|spleen"
 
 SETS: dict[str, MedMnistSet] = {
     "pathmnist": _published(
@@ -201,8 +197,7 @@ SETS: dict[str, MedMnistSet] = {
         "multi-class",
         1,
         "CC BY 4.0",
-        "liver|kidney-right|kidney-left|femur-right|femur-left|bladder|heart|lung-right|lung-left|spleen"
-        "|pancreas",
+        "liver|kidney-right|kidney-left|femur-right|femur-left|bladder|heart|lung-right|lung-left|spleen|pancreas",
         "a0c5a1ff56af4f155c46d46fbb45a2fe",
         "58a2205adf14a9d0a189cb06dc78bf10",
     ),

@@ -28,9 +28,7 @@ def by_site(data: LabelledImages) -> NDArray[np.int64]:
         If the set does not know its sites, one of them has no image, or a group lies at two of them.
     """
     if data.sites is None:
-        raise DataError(
-            "this set does not know its source sites; choose another partition, such as dirichlet."
-        )
+        raise DataError("this set does not know its source sites; choose another partition, such as dirichlet.")
     present = np.bincount(data.sites, minlength=len(data.site_names)) > 0
     if not present.all():
         missing = [name for name, here in zip(data.site_names, present, strict=True) if not here]
@@ -39,9 +37,7 @@ def by_site(data: LabelledImages) -> NDArray[np.int64]:
     first = np.full(n_groups, len(data.site_names), dtype=np.int64)
     np.minimum.at(first, group_of, data.sites)
     if split := len(np.unique(group_of[first[group_of] != data.sites])):
-        raise DataError(
-            f"{split} groups have images at more than one site; give each group one site in the set."
-        )
+        raise DataError(f"{split} groups have images at more than one site; give each group one site in the set.")
     return data.sites.copy()
 
 
@@ -52,9 +48,7 @@ def iid(data: LabelledImages, *, sites: int, generator: np.random.Generator) -> 
     return generator.permutation(np.repeat(np.arange(sites), sizes))[group_of]
 
 
-def quantity(
-    data: LabelledImages, *, sites: int, alpha: float, generator: np.random.Generator
-) -> NDArray[np.int64]:
+def quantity(data: LabelledImages, *, sites: int, alpha: float, generator: np.random.Generator) -> NDArray[np.int64]:
     """Skew the sizes: deal the groups at random, in shares that are one draw from Dir(alpha, ..., alpha).
 
     Parameters
@@ -79,9 +73,7 @@ def quantity(
     return generator.permutation(np.repeat(np.arange(sites), sizes + 1))[group_of]
 
 
-def dirichlet(
-    data: LabelledImages, *, sites: int, alpha: float, generator: np.random.Generator
-) -> NDArray[np.int64]:
+def dirichlet(data: LabelledImages, *, sites: int, alpha: float, generator: np.random.Generator) -> NDArray[np.int64]:
     """Skew the labels: every site draws its class mix from Dir(alpha * p), with p the mix of the whole set.
 
     Sites have the same number of groups (plus or minus one). One site after the other, in random order, draws
@@ -206,9 +198,7 @@ def scanner_shift(
         If strength is negative or not finite.
     """
     if not (np.isfinite(strength) and strength >= 0):
-        raise DataError(
-            f"the strength of a scanner shift is {strength}; it must be 0 or more, usually up to 1."
-        )
+        raise DataError(f"the strength of a scanner shift is {strength}; it must be 0 or more, usually up to 1.")
     own = np.random.default_rng([int(generator.integers(2**63)), site])
     if strength == 0:
         return images.copy()

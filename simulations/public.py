@@ -147,9 +147,7 @@ def _load_medmnist(name: str, size: int, cache: Path | None) -> LabelledImages:
     if facts is None:
         raise DataError(f"MedMNIST has no set {name!r}; it has {', '.join(medmnist.SETS)}.")
     if facts.task == "multi-label":
-        raise DataError(
-            f"{name} has several labels an image (multi-label), episodes need one; take another set."
-        )
+        raise DataError(f"{name} has several labels an image (multi-label), episodes need one; take another set.")
     if size not in facts.md5:
         sizes = ", ".join(map(str, facts.md5))
         raise DataError(f"{name} is not published with side {size}; take one of {sizes}.")
@@ -222,8 +220,7 @@ def _join_splits(arrays: dict[str, NDArray[Any]], path: Path) -> dict[str, NDArr
     keys = [f"{split}_{part}" for part in ("images", "labels") for split in _SPLITS]
     if missing := [key for key in keys if key not in arrays]:
         raise DataError(
-            f"{path.name} has neither `images` nor MedMNIST's {', '.join(missing)}; give it "
-            "one of the two layouts."
+            f"{path.name} has neither `images` nor MedMNIST's {', '.join(missing)}; give it one of the two layouts."
         )
     try:
         images = np.concatenate([arrays[key] for key in keys[:3]])
@@ -277,6 +274,4 @@ def _check_index(what: str, values: NDArray[np.int64], n: int, names: tuple[str,
         raise DataError(f"{what} are {list(values.shape)} for {n} images; give one per image.")
     low, high = values.min(), values.max()
     if low < 0 or high >= len(names):
-        raise DataError(
-            f"{what} go from {low} to {high}, with {len(names)} names; count from 0 and name each one."
-        )
+        raise DataError(f"{what} go from {low} to {high}, with {len(names)} names; count from 0 and name each one.")

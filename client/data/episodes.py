@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.data.augment import SYMMETRIES, transform
 from client.data.store import Site
 from common import study
 from common.errors import DataError
@@ -63,7 +64,13 @@ def make_pool(site: Site, classes: Sequence[str], first: int, *, test: bool | No
 
 
 def draw(
-    site: Site, pool: Pool, spec: study.Episodes, count: int, generator: np.random.Generator
+    site: Site,
+    pool: Pool,
+    spec: study.Episodes,
+    count: int,
+    generator: np.random.Generator,
+    *,
+    augment: bool = False,
 ) -> Episodes:
     """Draw episodes.
 
@@ -78,6 +85,8 @@ def draw(
         Number of episodes T.
     generator : numpy.random.Generator
         The site's own.
+    augment : bool
+        Turn and mirror images as ``spec.augment`` says: for training, never for evaluation.
 
     Returns
     -------
@@ -116,9 +125,14 @@ def draw(
             ways_at = np.repeat(way_of, [len(parts[side]) for parts in picked])
             slots[side][t, : len(at)], labels[side][t, : len(at)] = at, ways_at
             masks[side][t, : len(at)] = True
-    support, query = (
-        _batch(site, s, y, m) for s, y, m in zip(slots, labels, masks, strict=True)
-    )
+    support, query = (_batch(site, s, y, m) for s, y, m in zip(slots, labels, masks, strict=True))
+    if augment and spec.augment != "none":
+        per_class = generator.integers(SYMMETRIES, size=(count, ways))
+        for side, batch in enumerate((support, query)):
+            if spec.augment == "image":
+                transform(batch.x, generator.integers(SYMMETRIES, size=labels[side].shape))
+            else:
+                transform(batch.x, np.take_along_axis(per_class, labels[side], axis=1))
     return Episodes(support, query, torch.from_numpy(classes))
 
 
@@ -160,9 +174,7 @@ def _take(
     return np.array(turns[:count], np.int64)
 
 
-def _batch(
-    site: Site, slots: NDArray[np.int64], labels: NDArray[np.int64], mask: NDArray[np.bool_]
-) -> Batch:
+def _batch(site: Site, slots: NDArray[np.int64], labels: NDArray[np.int64], mask: NDArray[np.bool_]) -> Batch:
     x = torch.from_numpy(site.pixels[slots]).to(torch.float32)
     x.sub_(_CENTRE).div_(_SPREAD)
     return Batch(x, torch.from_numpy(labels), torch.from_numpy(mask))

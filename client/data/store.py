@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -109,7 +110,11 @@ def create_site(
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        with (work / "pixels.raw").open("wb") as pixels, sqlite3.connect(work / "catalogue.sqlite") as database:
+        with (
+            (work / "pixels.raw").open("wb") as pixels,
+            closing(sqlite3.connect(work / "catalogue.sqlite")) as database,
+            database,
+        ):
             database.execute(_SCHEMA)
             count = 0
             for image in images:
@@ -120,7 +125,6 @@ def create_site(
                 row = (count, patient, image.label, image.modality, split)
                 database.execute("INSERT INTO image VALUES (?, ?, ?, ?, ?)", row)
                 count += 1
-        database.close()
         if count == 0:
             raise DataError(f"site {name} has no images: check the data source and the partition")
         (work / "site.key").touch(mode=0o600)
@@ -148,15 +152,12 @@ def open_site(folder: Path) -> Site:
             "this site has no images prepared for this study: run `wardround-lab prepare STUDY` first"
         ) from None
     pixels = np.memmap(folder / "pixels.raw", np.uint8, "r", shape=tuple(about["shape"]))
-    with sqlite3.connect(f"file:{folder / 'catalogue.sqlite'}?mode=ro", uri=True) as database:
+    with closing(sqlite3.connect(f"file:{folder / 'catalogue.sqlite'}?mode=ro", uri=True)) as database:
         rows = database.execute("SELECT label, patient, split = 'test' FROM image ORDER BY slot").fetchall()
-    database.close()
     names, labels = np.unique([row[0] for row in rows], return_inverse=True)
     _, patients = np.unique([row[1].hex() for row in rows], return_inverse=True)
     is_test = np.array([row[2] for row in rows], dtype=np.bool_)
-    return Site(
-        folder, about["index"], about["name"], pixels, labels, tuple(map(str, names)), patients, is_test
-    )
+    return Site(folder, about["index"], about["name"], pixels, labels, tuple(map(str, names)), patients, is_test)
 
 
 def _keyed(key: bytes, purpose: bytes, value: bytes) -> bytes:

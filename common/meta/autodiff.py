@@ -83,7 +83,7 @@ class _Functional:
     def pull(
         self, function: Callable[[Theta, Theta], Theta], first: Theta, second: Theta, cotangent: Theta
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        _, vjp = torch.func.vjp(function, dict(first), dict(second))
+        vjp = torch.func.vjp(function, dict(first), dict(second))[1]
         grads: tuple[dict[str, Tensor], dict[str, Tensor]] = vjp(dict(cotangent))
         return grads
 

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from common.errors import DeviceError
 from common.meta.autodiff import EAGER, FUNCTIONAL, Autodiff
@@ -62,7 +63,7 @@ def flatten(theta: Theta) -> Tensor:
 def unflatten(vector: Tensor, like: Theta) -> dict[str, Tensor]:
     """Return the inverse of `flatten`: views of a vector ``[D]`` with the names and shapes of ``like``."""
     sizes = [t.numel() for t in like.values()]
-    return {n: v.view(t.shape) for (n, t), v in zip(like.items(), vector.split(sizes), strict=True)}
+    return {n: v.view(t.shape) for (n, t), v in zip(like.items(), torch.split(vector, sizes), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -232,24 +233,27 @@ class Engine:
 
 def _vectorised(work: TaskWork) -> ChunkWork:
     def run(network: Network, theta: Theta, chunk: Episodes) -> EpisodeGradient:
-        # Masks cost a slower norm: they go where no row of the chunk is padding.
-        ragged = [b.mask is not None and not bool(b.mask.all()) for b in (chunk.support, chunk.query)]
-        if any(ragged) and network.body.mixes_rows and not network.body.takes_mask:
+        support, query = _unmasked(chunk.support), _unmasked(chunk.query)
+        ragged = support.mask is not None or query.mask is not None
+        if ragged and network.body.mixes_rows and not network.body.takes_mask:
             raise DeviceError(
                 "ragged episodes on a network with batch statistics and no masks: use model.norm = 'group'"
             )
-        axes = Episodes(Batch(0, 0, 0 if ragged[0] else None), Batch(0, 0, 0 if ragged[1] else None), 0)
-        plain = Episodes(
-            chunk.support if ragged[0] else chunk.support._replace(mask=None),
-            chunk.query if ragged[1] else chunk.query._replace(mask=None),
-            chunk.classes,
-        )
-        out: EpisodeGradient = torch.vmap(
-            lambda task: work(network, theta, task, FUNCTIONAL), in_dims=(axes,), randomness="error"
-        )(plain)
+
+        def one(task: Episodes) -> EpisodeGradient:
+            return work(network, theta, task, FUNCTIONAL)
+
+        task = Episodes(support, query, chunk.classes)
+        axes = tree_map(lambda leaf: None if leaf is None else 0, task)
+        out: EpisodeGradient = torch.vmap(one, in_dims=(axes,))(task)
         return out
 
     return run
+
+
+def _unmasked(batch: Batch) -> Batch:
+    """Return a batch without mask where no row is padding: masks cost a slower norm."""
+    return batch._replace(mask=None) if batch.mask is not None and bool(batch.mask.all()) else batch
 
 
 def _stack(parts: list[EpisodeGradient]) -> EpisodeGradient:

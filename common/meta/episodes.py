@@ -78,9 +78,7 @@ class Episodes(NamedTuple):
 
         def move(batch: Batch) -> Batch:
             mask = None if batch.mask is None else batch.mask.to(device, non_blocking=True)
-            return Batch(
-                batch.x.to(device, dtype, non_blocking=True), batch.y.to(device, non_blocking=True), mask
-            )
+            return Batch(batch.x.to(device, dtype, non_blocking=True), batch.y.to(device, non_blocking=True), mask)
 
         return Episodes(move(self.support), move(self.query), self.classes.to(device))
 

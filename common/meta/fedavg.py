@@ -38,9 +38,7 @@ class FedAvg(LocalSgd):
         losses, hits = [], []
         for task in tasks:
             batch = union(task)
-            phi, loss, hit = self.descend(
-                network, theta, phi, batch._replace(y=task.classes[batch.y]), autodiff
-            )
+            phi, loss, hit = self.descend(network, theta, phi, batch._replace(y=task.classes[batch.y]), autodiff)
             losses.append(loss)
             hits.append(hit)
         move = {name: theta[name] - p for name, p in phi.items()}

@@ -124,9 +124,7 @@ class InnerLoop(Learner):
             state = State(fast, state.fixed)
         return state
 
-    def episode_gradient(
-        self, network: Network, theta: Theta, task: Episodes, autodiff: Autodiff
-    ) -> EpisodeGradient:
+    def episode_gradient(self, network: Network, theta: Theta, task: Episodes, autodiff: Autodiff) -> EpisodeGradient:
         """Return the meta-gradient of one task (no task axis; masks honoured)."""
 
         def query(state: State) -> tuple[Tensor, Tensor]:
@@ -136,9 +134,7 @@ class InnerLoop(Learner):
         def unrolled(theta: Theta) -> tuple[Tensor, Tensor]:
             state = self.begin(network, theta, task.support)
             for _ in range(self.inner_steps):
-                fast = self.step(
-                    network, state, task.support, self.inner_rate, autodiff, second=self.second_order
-                )
+                fast = self.step(network, state, task.support, self.inner_rate, autodiff, second=self.second_order)
                 state = State(fast, state.fixed)
             return query(state)
 

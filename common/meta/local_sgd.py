@@ -1,14 +1,13 @@
 """Learners that run plain SGD at the site and send how far theta moved: Reptile, FedAvg, FedProx."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from common.meta.autodiff import Autodiff
 from common.meta.episodes import Batch, Episodes, accuracy, cross_entropy
-from common.meta.learner import EpisodeGradient, Learner, State
+from common.meta.learner import Learner, State
 from common.models.network import Network, Theta
 
 __all__ = ["LocalSgd", "union"]
@@ -54,9 +53,7 @@ class LocalSgd(Learner):
 
         for _ in range(self.inner_steps):
             grads, value, hits = autodiff.outer(loss, phi)
-            phi = {
-                n: p - self.inner_rate * (grads[n] + self.proximal * (p - theta[n])) for n, p in phi.items()
-            }
+            phi = {n: p - self.inner_rate * (grads[n] + self.proximal * (p - theta[n])) for n, p in phi.items()}
         return dict(phi), value, hits
 
     def fine_tune(self, network: Network, theta: Theta, support: Batch, steps: int, autodiff: Autodiff) -> State:

@@ -1,9 +1,11 @@
 """From a study to its learner."""
 
+from collections.abc import Callable
+
 from common.meta.anil import Anil
 from common.meta.fedavg import FedAvg, FedProx
 from common.meta.fomaml import Fomaml
-from common.meta.learner import InnerLoop, Learner
+from common.meta.learner import Learner
 from common.meta.local_only import LocalOnly
 from common.meta.maml import Maml
 from common.meta.metasgd import MetaSgd
@@ -14,26 +16,25 @@ from common.study import Algorithm, Episodes
 
 __all__ = ["head_size", "make_learner"]
 
-_INNER_LOOPS: tuple[type[InnerLoop], ...] = (Maml, Fomaml, Anil, ProtoMaml)
-
 
 def make_learner(algorithm: Algorithm) -> Learner:
     """Return the learner that a study names."""
     a = algorithm
-    if a.name == LocalOnly.name:
-        return LocalOnly(a.test_rate)
-    if a.name == Reptile.name:
-        return Reptile(a.inner_steps, a.inner_rate, a.test_rate)
-    if a.name == FedAvg.name:
-        return FedAvg(a.inner_steps, a.inner_rate, a.test_rate)
-    if a.name == FedProx.name:
-        return FedProx(a.inner_steps, a.inner_rate, a.test_rate, a.proximal)
-    if a.name == MetaSgd.name:
-        return MetaSgd(a.inner_steps, a.inner_rate, a.test_rate, a.recompute, a.rates)
-    if a.name == ProtoNet.name:
-        return ProtoNet(0, a.inner_rate, a.test_rate)  # no inner loop
-    kind = next(k for k in _INNER_LOOPS if k.name == a.name)
-    return kind(a.inner_steps, a.inner_rate, a.test_rate, a.recompute)
+    local = (a.inner_steps, a.inner_rate, a.test_rate)
+    inner = (*local, a.recompute)
+    makers: dict[str, Callable[[], Learner]] = {
+        "maml": lambda: Maml(*inner),
+        "fomaml": lambda: Fomaml(*inner),
+        "anil": lambda: Anil(*inner),
+        "metasgd": lambda: MetaSgd(*inner, a.rates),
+        "protomaml": lambda: ProtoMaml(*inner),
+        "protonet": lambda: ProtoNet(0, a.inner_rate, a.test_rate),  # no inner loop
+        "reptile": lambda: Reptile(*local),
+        "fedavg": lambda: FedAvg(*local),
+        "fedprox": lambda: FedProx(*local, a.proximal),
+        "local-only": lambda: LocalOnly(a.test_rate),
+    }
+    return makers[a.name]()
 
 
 def head_size(algorithm: Algorithm, episodes: Episodes) -> int:

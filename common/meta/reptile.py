@@ -24,9 +24,7 @@ class Reptile(LocalSgd):
 
     name: ClassVar[str] = "reptile"
 
-    def episode_gradient(
-        self, network: Network, theta: Theta, task: Episodes, autodiff: Autodiff
-    ) -> EpisodeGradient:
+    def episode_gradient(self, network: Network, theta: Theta, task: Episodes, autodiff: Autodiff) -> EpisodeGradient:
         """Return the pseudo-gradient of one task (no task axis)."""
         phi, loss, hits = self.descend(network, theta, theta, union(task), autodiff)
         return EpisodeGradient({n: (theta[n] - p) / self.inner_rate for n, p in phi.items()}, loss, hits)

@@ -1,5 +1,7 @@
 """Conv4: the four-block convolutional network of the few-shot literature."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,9 +36,7 @@ class Conv4(nn.Module):
     def __init__(self, channels: int, width: int, norm: str) -> None:
         super().__init__()
         sizes = (channels, width, width, width, width)
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(make_norm(norm, width) for _ in range(4))
         self.mixes_rows = self.channels_last = norm == "batch"
 

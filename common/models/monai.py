@@ -58,9 +58,7 @@ def make_monai(
     if not CLASSES & known.keys():
         raise ModelError(f"monai:{name} takes no class count: choose a classifier, or write a factory")
     if clash := known.keys() & arguments.keys():
-        raise ModelError(
-            f"model.arguments sets {', '.join(sorted(clash))}: remove it, the study sets it already"
-        )
+        raise ModelError(f"model.arguments sets {', '.join(sorted(clash))}: remove it, the study sets it already")
     if "pretrained" in parameters:
         known["pretrained"] = False
     wanted = parameters | known | dict(arguments)

@@ -43,9 +43,7 @@ class _Backward(Function):
 
     @staticmethod
     def forward(v: Tensor, x: Tensor, gamma: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
-        return tuple(
-            _aten.native_batch_norm_backward(v, x, gamma, None, None, mean, rstd, True, EPSILON, [True] * 3)
-        )
+        return tuple(_aten.native_batch_norm_backward(v, x, gamma, None, None, mean, rstd, True, EPSILON, [True] * 3))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -64,9 +62,7 @@ class _Backward(Function):
 
         # Cotangent of v: gamma r P u, plus what the gradients of gamma and beta owe to v.
         on_xh = for_gamma - scale * u_xh / n
-        grad_v = _mix(
-            for_beta - scale * u_sum / n - on_xh * rstd * mean, (on_xh * rstd, x), (scale, u)
-        )
+        grad_v = _mix(for_beta - scale * u_sum / n - on_xh * rstd * mean, (on_xh * rstd, x), (scale, u))
         # Cotangent of x: -(gamma r^2 / n) (xh <u, P v> + P u <v, xh> + P v <u, xh>) + for_gamma r P v.
         on_u = -scale * rstd * v_xh / n
         on_v = for_gamma * rstd - scale * rstd * u_xh / n
@@ -91,7 +87,7 @@ class _Forward(Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, ...]:
         x, gamma, mean, rstd = ctx.saved_tensors
-        grads: tuple[Tensor, ...] = _Backward.apply(cotangents[0], x, gamma, mean, rstd)
+        grads: tuple[Tensor, ...] = _Backward.apply(cotangents[0], x, gamma, mean, rstd)  # type: ignore[no-untyped-call]
         return grads
 
 
@@ -111,7 +107,7 @@ def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     ----------
     Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 1 (the statistics of the batch, always).
     """
-    out: Tensor = _Forward.apply(x, gamma, beta)[0]
+    out: Tensor = _Forward.apply(x, gamma, beta)[0]  # type: ignore[no-untyped-call]
     return out
 
 
@@ -142,6 +138,7 @@ class BatchStatNorm(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalise ``x`` ``[N, C, *]``; ``mask`` ``[N]`` marks the rows that are not padding."""
+        x = x.to(self.weight.dtype)  # statistics are not for bfloat16, and PyTorch's under vmap do not take it
         if mask is None:
             return batch_norm(x, self.weight, self.bias)
         return masked_batch_norm(x, self.weight, self.bias, mask)

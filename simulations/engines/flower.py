@@ -99,7 +99,11 @@ def superlink() -> Iterator[SuperLink]:
 
 
 def run_on_flower(
-    study: Study, link: SuperLink, *, concurrent: int = 2, progress: Callable[[dict[str, Any]], None] | None = None
+    study: Study,
+    link: SuperLink,
+    *,
+    concurrent: int = 2,
+    progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> int:
     """Run a study with ``flwr run`` and return the run's id; its folder is `server.record.run_folder` of it.
 
@@ -124,9 +128,7 @@ def run_on_flower(
     plan.write_text(study.toml())
     app = str(Path(common.__file__).parents[1])
     sites = f"num-supernodes={study.data.sites} client-resources-num-cpus=1 init-args-num-cpus={concurrent}"
-    run_id = int(
-        link.flwr("run", app, "lab", "--run-config", str(plan), "--federation-config", sites)["run-id"]
-    )
+    run_id = int(link.flwr("run", app, "lab", "--run-config", str(plan), "--federation-config", sites)["run-id"])
     folder, seen, asked = run_folder(run_id), 0, time.monotonic()
     while not (folder / "result.json").exists():
         if (folder / "history.jsonl").exists():
@@ -167,9 +169,7 @@ def _log(link: SuperLink, run_id: int) -> str:
 
 def _start(command: list[str], folder: Path, log: IO[bytes]) -> "subprocess.Popen[bytes]":
     environment = flower_environment(FLWR_HOME=str(folder), WARDROUND_HOME=str(home().absolute()))
-    return subprocess.Popen(
-        command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def _wait_until_up(link: SuperLink) -> None:

@@ -74,7 +74,12 @@ class InProcessGrid(Grid):
         return Run.create_empty(self.run_id)
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
@@ -102,11 +107,11 @@ class InProcessGrid(Grid):
             self._delayed[key] = (pulls - 1, reply)
         # One site at a time: no more than one reply is held here.
         for key in [k for k in self._pending if k in wanted]:
-            reply, delay = self._run(self._pending.pop(key))
-            if reply is not None and delay:
-                self._delayed[key] = (delay, reply)
-            elif reply is not None:
-                return [reply]
+            answer, delay = self._run(self._pending.pop(key))
+            if answer is not None and delay:
+                self._delayed[key] = (delay, answer)
+            elif answer is not None:
+                return [answer]
         return []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:

@@ -104,9 +104,7 @@ def _draw_cells(axes: Axes, counts: NDArray[np.int64]) -> None:
             axes.text(label, site, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
 
 
-def _label_axes(
-    axes: Axes, site_names: Sequence[str], label_names: Sequence[str], column_width: float
-) -> None:
+def _label_axes(axes: Axes, site_names: Sequence[str], label_names: Sequence[str], column_width: float) -> None:
     """Name rows and columns; ``column_width`` in inches."""
     # Beyond what fits, every k-th name: a thinned axis reads better than one with overlapping names.
     rows = range(0, len(site_names), max(1, round(len(site_names) / 48)))

@@ -97,9 +97,7 @@ def texture(u: Plane, v: Plane, rng: np.random.Generator, *, low: float, high: f
     return total * np.float32(np.sqrt(2 / waves))
 
 
-def _scatter(
-    rng: np.random.Generator, count: int, reach: float
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _scatter(rng: np.random.Generator, count: int, reach: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return ``count`` points, spread evenly over a disc of radius ``reach``."""
     angle = rng.uniform(0, 2 * np.pi, count)
     radius = reach * np.sqrt(rng.uniform(0, 1, count))

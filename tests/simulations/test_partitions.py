@@ -22,9 +22,7 @@ Partition = Callable[[LabelledImages, int, np.random.Generator], NDArray[np.int6
 SKEWS: dict[str, Partition] = {
     "iid": lambda data, sites, rng: partitions.iid(data, sites=sites, generator=rng),
     "quantity": lambda data, sites, rng: partitions.quantity(data, sites=sites, alpha=0.3, generator=rng),
-    "dirichlet 1e-4": lambda data, sites, rng: partitions.dirichlet(
-        data, sites=sites, alpha=1e-4, generator=rng
-    ),
+    "dirichlet 1e-4": lambda data, sites, rng: partitions.dirichlet(data, sites=sites, alpha=1e-4, generator=rng),
     "dirichlet 1": lambda data, sites, rng: partitions.dirichlet(data, sites=sites, alpha=1, generator=rng),
 }
 
@@ -65,9 +63,7 @@ def check(data: LabelledImages, site_of: NDArray[np.int64], sites: int) -> None:
 @pytest.mark.parametrize("skew", SKEWS)
 @settings(max_examples=25, deadline=None)
 @given(data=image_sets(), sites=st.integers(1, 9), seed=st.integers(0, 99))
-def test_every_image_is_at_one_site_with_its_group(
-    skew: str, data: LabelledImages, sites: int, seed: int
-) -> None:
+def test_every_image_is_at_one_site_with_its_group(skew: str, data: LabelledImages, sites: int, seed: int) -> None:
     def make() -> NDArray[np.int64]:
         return SKEWS[skew](data, sites, np.random.default_rng(seed))
 
@@ -95,14 +91,10 @@ def test_pathological_gives_exactly_so_many_classes_or_says_why_not(
     possible = len(sizes) <= sites * classes <= np.minimum(sizes, sites).sum()
     if len(labels) < sites or not possible:
         with pytest.raises(DataError, match="sites"):
-            partitions.pathological(
-                data, sites=sites, classes_per_site=classes, generator=np.random.default_rng(seed)
-            )
+            partitions.pathological(data, sites=sites, classes_per_site=classes, generator=np.random.default_rng(seed))
         return
     site_of, again = (
-        partitions.pathological(
-            data, sites=sites, classes_per_site=classes, generator=np.random.default_rng(seed)
-        )
+        partitions.pathological(data, sites=sites, classes_per_site=classes, generator=np.random.default_rng(seed))
         for _ in range(2)
     )
     check(data, site_of, sites)
@@ -117,9 +109,7 @@ def test_pathological_keeps_mixed_groups_whole() -> None:
 
 
 def test_balanced_pathological_has_even_shards_as_published() -> None:
-    data = single(
-        np.repeat(np.arange(10), 60)
-    )  # 10 digits for 100 sites of two: shards of 3, as 300 in 60,000
+    data = single(np.repeat(np.arange(10), 60))  # 10 digits for 100 sites of two: shards of 3, as 300 in 60,000
     site_of = partitions.pathological(data, sites=100, classes_per_site=2, generator=np.random.default_rng(0))
     counts = class_counts(data, site_of)
     assert set(counts[counts > 0]) == {3}
@@ -181,9 +171,7 @@ def test_quantity_skews_sizes_and_not_labels() -> None:
 
 
 def test_iid_sizes_differ_by_at_most_one() -> None:
-    site_of = partitions.iid(
-        single(np.zeros(23, dtype=np.int64)), sites=5, generator=np.random.default_rng(0)
-    )
+    site_of = partitions.iid(single(np.zeros(23, dtype=np.int64)), sites=5, generator=np.random.default_rng(0))
     assert sorted(np.bincount(site_of)) == [4, 4, 5, 5, 5]
 
 
@@ -294,9 +282,7 @@ def test_blur_keeps_the_sum_and_has_the_given_width() -> None:
 @pytest.mark.parametrize("strength", [-0.1, np.nan, np.inf])
 def test_bad_strength_is_refused(strength: float) -> None:
     with pytest.raises(DataError, match="strength"):
-        scanner_shift(
-            np.zeros((1, 4, 4), np.uint8), site=0, strength=strength, generator=np.random.default_rng(0)
-        )
+        scanner_shift(np.zeros((1, 4, 4), np.uint8), site=0, strength=strength, generator=np.random.default_rng(0))
 
 
 # The picture

@@ -83,9 +83,7 @@ def test_files_show_what_was_rendered(scanner: Scanner, tmp_path: Path) -> None:
     images = archive(tmp_path)
     cohort = list(patients(scanner, lesions, 1, 1, 64))
     truth = np.concatenate([patient.images for patient in cohort])
-    stored = np.concatenate(
-        [acquire(scanner, patient.images, patient.generator("scanner")) for patient in cohort]
-    )
+    stored = np.concatenate([acquire(scanner, patient.images, patient.generator("scanner")) for patient in cohort])
     assert count == len(images) == len(truth)
     for (_, image), pixels, clean in zip(images, stored, truth, strict=True):
         assert image.file_meta.TransferSyntaxUID == scanner.transfer_syntax
@@ -168,9 +166,7 @@ def test_interrupted_run_leaves_no_labels_and_can_be_run_again(tmp_path: Path) -
         if images > 4:
             raise KeyboardInterrupt
 
-    write = partial(
-        write_hospital, scanner=CT, lesions=["disc", "ring"], patients_per_lesion=3, seed=1, size=16
-    )
+    write = partial(write_hospital, scanner=CT, lesions=["disc", "ring"], patients_per_lesion=3, seed=1, size=16)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "cut", progress=interrupt)
     assert not (tmp_path / "cut" / "labels.csv").exists()
@@ -215,9 +211,7 @@ def test_raw_pixels_do_not_tell_lesions_apart() -> None:
     ("lesions", "patients_per_lesion", "size"),
     [(["disc", "wart"], 1, 64), ([], 1, 64), (["disc", "disc"], 1, 64), (["disc"], 0, 64), (["disc"], 1, 8)],
 )
-def test_bad_arguments_are_refused(
-    lesions: list[str], patients_per_lesion: int, size: int, tmp_path: Path
-) -> None:
+def test_bad_arguments_are_refused(lesions: list[str], patients_per_lesion: int, size: int, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         write_hospital(
             tmp_path / "site",
@@ -234,7 +228,6 @@ def test_scanners_differ_in_how_they_write() -> None:
     assert len({scanner.name for scanner in SCANNERS}) == len(SCANNERS) >= 6
     assert len({scanner.transfer_syntax for scanner in SCANNERS}) == 6
     ways = {
-        (s.modality, s.photometric, s.bits_stored, s.signed, s.window, s.rescale, s.transfer_syntax)
-        for s in SCANNERS
+        (s.modality, s.photometric, s.bits_stored, s.signed, s.window, s.rescale, s.transfer_syntax) for s in SCANNERS
     }
     assert len(ways) == len(SCANNERS)

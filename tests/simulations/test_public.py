@@ -136,9 +136,7 @@ def test_missing_file_is_fetched_once_and_verified(tmp_path: Path, server: list[
     assert server == ["/tiny3d_64.npz?download=1"]
 
 
-def test_altered_download_is_refused_and_leaves_nothing(
-    tmp_path: Path, tiny: Path, server: list[str]
-) -> None:
+def test_altered_download_is_refused_and_leaves_nothing(tmp_path: Path, tiny: Path, server: list[str]) -> None:
     damaged = bytearray(tiny.read_bytes())
     damaged[-1] ^= 1
     tiny.write_bytes(damaged)
@@ -147,9 +145,7 @@ def test_altered_download_is_refused_and_leaves_nothing(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_unknown_address_is_a_data_error_that_names_the_way_out(
-    tmp_path: Path, tiny: Path, server: list[str]
-) -> None:
+def test_unknown_address_is_a_data_error_that_names_the_way_out(tmp_path: Path, tiny: Path, server: list[str]) -> None:
     tiny.unlink()
     with pytest.raises(DataError, match="by hand"):
         load("medmnist:tiny3d", size=64, cache=tmp_path / "cache")

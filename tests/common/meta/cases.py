@@ -49,7 +49,7 @@ class Variant:
 
     def algorithm(self, steps: int, **more: Any) -> Algorithm:
         """Return the study's algorithm; no two of its rates are equal, so that no two can be mixed up."""
-        chosen = {"inner_rate": 0.1, "test_rate": 0.15, "proximal": 0.3, "rates": self.rates} | more
+        chosen: dict[str, Any] = {"inner_rate": 0.1, "test_rate": 0.15, "proximal": 0.3, "rates": self.rates} | more
         return Algorithm(name=self.name, inner_steps=steps, **chosen)
 
 

@@ -21,7 +21,7 @@ from tests.common.meta.cases import (
     setting,
 )
 
-PER_EPISODE = INNER_LOOPS + (Variant("reptile"),)
+PER_EPISODE = (*INNER_LOOPS, Variant("reptile"))
 
 
 @pytest.mark.parametrize("variant", PER_EPISODE, ids=str)
@@ -29,10 +29,7 @@ def test_the_same_bits_on_one_core_and_two(variant: Variant) -> None:
     problem = setting(variant, 2, tasks=5, ragged="both", build=make_conv4)
     one, two = (engine(problem, path) for path in ("loop", "loop, 2 cores"))
     for reduce in ("mean", "none"):
-        results = [
-            run.meta_gradient(problem.theta, problem.episodes, reduce=reduce)  # type: ignore[arg-type]
-            for run in (one, two, two)
-        ]
+        results = [run.meta_gradient(problem.theta, problem.episodes, reduce=reduce) for run in (one, two, two)]
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     first, second = (run.scores(problem.theta, problem.episodes, 2) for run in (one, two))
@@ -167,6 +164,7 @@ def test_what_padding_rows_hold_does_not_matter() -> None:
     problem = setting(Variant("protomaml"), 2, ragged="both")
 
     def scrambled(batch: Batch) -> Batch:
+        assert batch.mask is not None
         padding = ~batch.mask
         x, y = batch.x.clone(), batch.y.clone()
         x[padding], y[padding] = -3 * x[padding] + 7, 2

@@ -55,7 +55,7 @@ def test_meta_sgd_rate_gradient_after_one_step_is_minus_the_product_of_two_gradi
         rates = torch.cat([problem.theta[f"rate.{n}"].reshape(-1) for n in weights])
         moved = torch.cat([t.reshape(-1) for t in weights.values()]) - rates * support
         sizes = [t.numel() for t in weights.values()]
-        phi = {n: v.view(t.shape) for (n, t), v in zip(weights.items(), moved.split(sizes), strict=True)}
+        phi = {n: v.view(t.shape) for (n, t), v in zip(weights.items(), torch.split(moved, sizes), strict=True)}
         query = finite.loss_gradient(phi, task.query_x, task.query_y, "batch")
         assert relative_error(got[sum(sizes) :], -support * query) < TOLERANCE
 

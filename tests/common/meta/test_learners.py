@@ -1,5 +1,7 @@
 """What each learner is at meta-test time, and what it promises about classes, heads and rates."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -84,7 +86,9 @@ def test_every_algorithm_of_a_study_has_its_learner(name: str) -> None:
     ("name", "labels", "size"),
     [("maml", "shuffled", 2), ("maml", "fixed", 4), ("fedavg", "shuffled", 4), ("fedprox", "fixed", 4)],
 )
-def test_the_head_has_the_size_of_the_ways_or_of_the_list(name: str, labels: str, size: int) -> None:
+def test_the_head_has_the_size_of_the_ways_or_of_the_list(
+    name: str, labels: Literal["shuffled", "fixed"], size: int
+) -> None:
     episodes = StudyEpisodes(labels=labels, classes="a,b,c,d", ways=2, held_out="")
     assert head_size(Algorithm(name=name), episodes) == size
 
@@ -118,9 +122,7 @@ def test_a_class_without_support_might_as_well_not_be_there(name: str, path: str
     assert relative_error(got.gradient, want.gradient) < 1e-12
     torch.testing.assert_close(got.loss, want.loss, rtol=1e-12, atol=0)
     for steps in (0, 5):
-        with_it, without = (
-            engine(p, path).scores(p.theta, p.episodes, steps) for p in (absent, removed)
-        )
+        with_it, without = (engine(p, path).scores(p.theta, p.episodes, steps) for p in (absent, removed))
         torch.testing.assert_close(with_it, without, rtol=1e-12, atol=0)
 
 
@@ -129,7 +131,11 @@ def test_a_class_without_support_is_never_predicted(name: str) -> None:
     problem, _ = _with_one_class_absent()
     learner = make_learner(Variant(name).algorithm(3))
     task = problem.episodes.task(0)
-    anything = Batch(torch.randn(200, 1, 6, 6, generator=torch.Generator().manual_seed(0)).double() * 10, task.query.y, None)
+    anything = Batch(
+        torch.randn(200, 1, 6, 6, generator=torch.Generator().manual_seed(0)).double() * 10,
+        task.query.y,
+        None,
+    )
     for steps in (0, 5):
         state = learner.adapt(problem.network, problem.theta, task.support, task.classes, steps, EAGER)
         predicted = set(learner.predict(problem.network, state, anything).argmax(1).tolist())
@@ -140,9 +146,7 @@ def _head(classes: list[int], variant: str = "fedavg", steps: int = 0) -> tuple[
     problem = setting(Variant(variant), 1)  # a head of five
     task = problem.episodes.task(0)
     learner = make_learner(problem.algorithm)
-    state = learner.adapt(
-        problem.network, problem.theta, task.support, torch.tensor(classes), steps, EAGER
-    )
+    state = learner.adapt(problem.network, problem.theta, task.support, torch.tensor(classes), steps, EAGER)
     return dict(state.fast), problem
 
 

@@ -88,6 +88,13 @@ def test_nothing_is_random_in_any_mode() -> None:
     torch.testing.assert_close(net.train()(x), net.train()(x), rtol=0, atol=0)
 
 
+def test_images_are_left_as_they_were() -> None:
+    net, x = _adopt(nn.Sequential(nn.ELU(inplace=True), _classifier(nn.BatchNorm2d(4)))), _images(5)
+    before = x.clone()
+    net(x)
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+
+
 def test_first_of_several_outputs_is_the_logits() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:

@@ -61,8 +61,7 @@ def test_global_generator_is_left_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_both_precisions_start_at_the_same_point(name: str) -> None:
     single, double = (
-        build(_model(name=name), classes=3, seed=5, dtype=dtype).theta()
-        for dtype in (torch.float32, torch.float64)
+        build(_model(name=name), classes=3, seed=5, dtype=dtype).theta() for dtype in (torch.float32, torch.float64)
     )
     assert {p.dtype for p in double.values()} == {torch.float64}
     assert _equal({key: p.double() for key, p in single.items()}, double)
