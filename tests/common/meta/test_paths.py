@@ -1,10 +1,10 @@
 """Every learner on the real networks, along every path through the engine, against a plain autograd loop."""
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import pytest
 import torch
-from _pytest.mark import ParameterSet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,7 +38,22 @@ NETWORKS: dict[str, tuple[Callable[[str, int], Network], Callable[[str], oracle.
 }
 
 
-def cases() -> list[ParameterSet]:
+class Case(NamedTuple):
+    """One learner on one network, and the paths to try."""
+
+    variant: Variant
+    network: str
+    norm: str
+    ragged: str
+    steps: int
+    paths: tuple[str, ...]
+
+    def __str__(self) -> str:
+        shape = "ragged" if self.ragged else "balanced"
+        return f"{self.variant}, {self.network}, {self.norm} norm, {shape}, {self.steps} steps"
+
+
+def _cases() -> list[Case]:
     """Return every learner on every network, norm and shape of episode.
 
     Steps and paths take turns, so that each learner meets each number of steps and each path on each network;
@@ -46,34 +61,34 @@ def cases() -> list[ParameterSet]:
     """
     out = []
     for v, variant in enumerate(VARIANTS):
+        every = paths(variant)
         for n, name in enumerate(NETWORKS):
             for s, (norm, ragged) in enumerate(SHAPES):
-                steps = STEPS[(v + n + s) % 3]
-                every = paths(variant)
-                ways = tuple(dict.fromkeys(every[(v + 2 * s + k) % len(every)] for k in range(2)))
-                label = f"{variant}, {name}, {norm} norm, {'ragged' if ragged else 'balanced'}, {steps} steps"
-                out.append(pytest.param(variant, name, norm, ragged, steps, ways, id=label))
+                some = tuple(dict.fromkeys(every[(v + 2 * s + k) % len(every)] for k in range(2)))
+                out.append(Case(variant, name, norm, ragged, STEPS[(v + n + s) % 3], some))
     return out
 
 
-@pytest.mark.parametrize(("variant", "name", "norm", "ragged", "steps", "ways"), cases())
-def test_every_path_equals_a_plain_loop(
-    variant: Variant, name: str, norm: str, ragged: str, steps: int, ways: tuple[str, ...]
-) -> None:
-    build, features = NETWORKS[name]
-    problem = setting(variant, steps, norm, ragged=ragged, tasks=3 if name == "conv4" else 2, build=build)
-    want, losses = oracle.meta_gradients(problem.algorithm, features(norm), problem.theta, problem.episodes)
-    for path in ways:
+CASES = _cases()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_path_equals_a_plain_loop(case: Case) -> None:
+    build, features = NETWORKS[case.network]
+    tasks = 3 if case.network == "conv4" else 2
+    problem = setting(case.variant, case.steps, case.norm, ragged=case.ragged, tasks=tasks, build=build)
+    want, losses = oracle.meta_gradients(problem.algorithm, features(case.norm), problem.theta, problem.episodes)
+    for path in case.paths:
         got = rows(problem, path)
         assert relative_error(got.gradient, want) < TOLERANCE, path
         assert relative_error(got.loss[:, None], losses[:, None]) < TOLERANCE, path
 
 
-def test_the_cases_above_meet_every_path_and_every_number_of_steps() -> None:
-    met = {(str(v), name, path) for v, name, _, _, _, ways in (c.values for c in cases()) for path in ways}
-    assert met == {(str(v), name, path) for v in VARIANTS for name in NETWORKS for path in paths(v)}
-    met_steps = {(str(v), name, steps) for v, name, _, _, steps, _ in (c.values for c in cases())}
-    assert met_steps == {(str(v), name, steps) for v in VARIANTS for name in NETWORKS for steps in STEPS}
+def test_the_cases_meet_every_path_and_every_number_of_steps() -> None:
+    met = {(c.variant, c.network, path) for c in CASES for path in c.paths}
+    assert met == {(v, name, path) for v in VARIANTS for name in NETWORKS for path in paths(v)}
+    met_steps = {(c.variant, c.network, c.steps) for c in CASES}
+    assert met_steps == {(v, name, steps) for v in VARIANTS for name in NETWORKS for steps in STEPS}
 
 
 @pytest.mark.parametrize("ragged", ["support", "query"])
@@ -128,14 +143,14 @@ class VolumeBody(nn.Module):
         return F.softplus(self.convolution(x)).flatten(1)
 
 
-@pytest.mark.parametrize("variant", (*INNER_LOOPS, Variant("reptile")), ids=str)
+@pytest.mark.parametrize("variant", [*INNER_LOOPS, Variant("reptile")], ids=str)
 def test_volumes_go_the_same_ways(variant: Variant) -> None:
     problem = setting(variant, 2)
     support, query, classes = problem.episodes
-    deep = [b._replace(x=torch.stack([b.x, 2 * b.x, b.x.square()], -1)) for b in (support, query)]
+    support, query = (b._replace(x=torch.stack([b.x, 2 * b.x, b.x.square()], -1)) for b in (support, query))
     network = Network(VolumeBody(), 32, 3)
     theta = random_theta(make_learner(problem.algorithm), network)
-    problem = problem._replace(network=network, theta=theta, episodes=Episodes(*deep, classes))
+    problem = problem._replace(network=network, theta=theta, episodes=Episodes(support, query, classes))
 
     def features(w: Mapping[str, Tensor], x: Tensor) -> Tensor:
         return F.softplus(F.conv3d(x, w["body.convolution.weight"])).flatten(1)
