@@ -16,6 +16,7 @@ from tests.common.meta.cases import (
     engine,
     make_conv4,
     make_episodes,
+    paths,
     relative_error,
     rows,
     setting,
@@ -26,7 +27,7 @@ PER_EPISODE = (*INNER_LOOPS, Variant("reptile"))
 
 @pytest.mark.parametrize("variant", PER_EPISODE, ids=str)
 def test_the_same_bits_on_one_core_and_two(variant: Variant) -> None:
-    problem = setting(variant, 2, tasks=5, ragged="both", build=make_conv4)
+    problem = setting(variant, 1, tasks=5, ragged="both", build=make_conv4)
     one, two = (engine(problem, path) for path in ("loop", "loop, 2 cores"))
     for reduce in ("mean", "none"):
         results = [run.meta_gradient(problem.theta, problem.episodes, reduce=reduce) for run in (one, two, two)]
@@ -42,10 +43,17 @@ def test_local_sgd_over_a_round_needs_no_particular_number_of_cores() -> None:
     assert relative_error(rows(problem, "loop, 2 cores").gradient, rows(problem).gradient) < 1e-12
 
 
-@pytest.mark.parametrize("path", ["loop", "loop, 2 cores", "loop, replayed", "vmap", "vmap, replayed"])
-@pytest.mark.parametrize("variant", [*PER_EPISODE, Variant("fedavg"), Variant("fedprox")], ids=str)
+CHANGELESS = [
+    (variant, path)
+    for variant in (*PER_EPISODE, Variant("fedavg"), Variant("fedprox"))
+    for path in paths(variant)
+    if path in {"loop", "loop, 2 cores", "loop, replayed", "vmap"}
+]
+
+
+@pytest.mark.parametrize(("variant", "path"), CHANGELESS, ids=str)
 def test_nothing_that_was_passed_in_changes(variant: Variant, path: str) -> None:
-    problem = setting(variant, 2, tasks=3, ragged="both")
+    problem = setting(variant, 1, ragged="both")
     tensors = [
         *problem.theta.values(),
         *problem.network.parameters(),

@@ -24,11 +24,15 @@ CASES = [
 @pytest.mark.parametrize(("variant", "steps"), CASES)
 def test_every_path_equals_finite_differences(variant: Variant, steps: int, ragged: str) -> None:
     norm = "group" if (steps == 3) != bool(ragged) else "batch"
+    every = paths(variant)
+    # Paths take turns: each learner meets each of them twice at least; the plain loops meet them again.
+    turn = 3 * (steps // 2 + 3 * bool(ragged))
+    some = every if variant.name == "protonet" else {every[(turn + k) % len(every)] for k in range(3)}
     problem = setting(variant, steps, norm, ragged=ragged)
     want = finite.gradient(problem.algorithm, problem.theta, oracle.tasks(problem.episodes), norm)
-    for path in paths(variant):
+    for path in some:
         assert relative_error(rows(problem, path).gradient, want) < TOLERANCE, path
-        if steps == 1:
+        if steps == 1:  # and once for all: the mean of all rows is the other form of the answer
             mean = engine(problem, path).meta_gradient(problem.theta, problem.episodes).gradient
             assert relative_error(mean, want.mean(0)) < TOLERANCE, path
 

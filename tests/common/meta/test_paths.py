@@ -57,15 +57,20 @@ def _cases() -> list[Case]:
     """Return every learner on every network, norm and shape of episode.
 
     Steps and paths take turns, so that each learner meets each number of steps and each path on each network;
-    all products of all choices would take minutes.
+    all products of all choices would take minutes. ResNet-12 is slow: it goes without one shape of four.
     """
     out = []
     for v, variant in enumerate(VARIANTS):
         every = paths(variant)
         for n, name in enumerate(NETWORKS):
-            for s, (norm, ragged) in enumerate(SHAPES):
-                some = tuple(dict.fromkeys(every[(v + 2 * s + k) % len(every)] for k in range(2)))
-                out.append(Case(variant, name, norm, ragged, STEPS[(v + n + s) % 3], some))
+            turn = 0
+            for s in range(4 - n):
+                norm, ragged = SHAPES[(v + s) % 4]
+                steps = STEPS[(v + s) % 3]
+                count = 3 if steps == 1 else 2
+                some = tuple(dict.fromkeys(every[(v + turn + k) % len(every)] for k in range(count)))
+                out.append(Case(variant, name, norm, ragged, steps, some))
+                turn += count
     return out
 
 
@@ -95,9 +100,9 @@ def test_the_cases_meet_every_path_and_every_number_of_steps() -> None:
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_padding_in_one_of_the_two_sets(variant: Variant, ragged: str) -> None:
     """A set without padding has no mask: whoever joins the two must not forget the other's."""
-    problem = setting(variant, 3, "batch", ragged=ragged, tasks=3)
+    problem = setting(variant, 2, "batch", ragged=ragged)
     want, losses = oracle.meta_gradients(problem.algorithm, oracle.smooth("batch"), problem.theta, problem.episodes)
-    for path in set(paths(variant)) & {"loop", "vmap", "vmap, replayed"}:
+    for path in set(paths(variant)) & {"loop, 2 cores", "vmap", "vmap, replayed"} or {"loop"}:
         got = rows(problem, path)
         assert relative_error(got.gradient, want) < TOLERANCE, path
         assert relative_error(got.loss[:, None], losses[:, None]) < TOLERANCE, path
@@ -140,7 +145,7 @@ class VolumeBody(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features ``[N, 32]`` of images ``[N, 1, 6, 6, 3]``."""
-        return F.softplus(self.convolution(x)).flatten(1)
+        return torch.tanh(0.1 * self.convolution(x)).flatten(1)
 
 
 @pytest.mark.parametrize("variant", [*INNER_LOOPS, Variant("reptile")], ids=str)
@@ -153,7 +158,7 @@ def test_volumes_go_the_same_ways(variant: Variant) -> None:
     problem = problem._replace(network=network, theta=theta, episodes=Episodes(support, query, classes))
 
     def features(w: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return F.softplus(F.conv3d(x, w["body.convolution.weight"])).flatten(1)
+        return torch.tanh(0.1 * F.conv3d(x, w["body.convolution.weight"])).flatten(1)
 
     want, _ = oracle.meta_gradients(problem.algorithm, features, theta, problem.episodes)
     for path in ("loop", "vmap"):
