@@ -148,10 +148,11 @@ class Episodes(_Group):
 
 
 class Outer(_Group):
-    """The outer optimiser, kept for the whole run."""
+    """The outer optimiser, kept for the whole run; ``cosine`` lets its rate fall to zero over the rounds."""
 
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     rate: Positive = 0.003
+    schedule: Literal["constant", "cosine"] = "constant"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 

@@ -21,9 +21,11 @@ class OuterOptimiser:
         The study's section.
     theta : ndarray
         Initial theta ``[D]``; its type is kept.
+    rounds : int
+        How many steps there will be: the length of the schedule.
     """
 
-    def __init__(self, outer: Outer, theta: Vector) -> None:
+    def __init__(self, outer: Outer, theta: Vector, rounds: int) -> None:
         self._theta = torch.nn.Parameter(torch.from_numpy(theta.copy()))
         self._optimiser: torch.optim.Optimizer
         if outer.optimiser == "sgd":
@@ -31,6 +33,11 @@ class OuterOptimiser:
         else:
             kind = torch.optim.Adam if outer.optimiser == "adam" else torch.optim.AdamW
             self._optimiser = kind([self._theta], lr=outer.rate)
+        self._schedule = (
+            torch.optim.lr_scheduler.CosineAnnealingLR(self._optimiser, max(rounds, 1))
+            if outer.schedule == "cosine"
+            else None
+        )
 
     @property
     def theta(self) -> Vector:
@@ -42,3 +49,5 @@ class OuterOptimiser:
         """Take one outer step along a meta-gradient ``[D]``."""
         self._theta.grad = torch.from_numpy(gradient).to(self._theta.dtype)
         self._optimiser.step()
+        if self._schedule is not None:
+            self._schedule.step()

@@ -45,7 +45,7 @@ def run_study(grid: Grid, study: Study, record: RunRecord, say: Say = print) -> 
         No site has images for this study.
     """
     layout = initial_theta(study)
-    optimiser = OuterOptimiser(study.outer, flatten(layout).numpy())
+    optimiser = OuterOptimiser(study.outer, flatten(layout).numpy(), study.study.rounds)
     sites, refusals = _join(grid, study, say)
     training = {name: node for name, node in sites.items() if name not in study.sites.held_out_names}
     _need(study, len(training), "joined", refusals)

@@ -29,8 +29,6 @@ from tests.common.meta.cases import (
 
 TOLERANCE = 1e-9
 VARIANTS = INNER_LOOPS + LOCAL
-STEPS = (1, 3, 5)
-SHAPES = [(norm, ragged) for norm in ("batch", "group") for ragged in ("", "both")]
 
 NETWORKS: dict[str, tuple[Callable[[str, int], Network], Callable[[str], oracle.Features]]] = {
     "conv4": (make_conv4, oracle.conv4),
@@ -54,22 +52,25 @@ class Case(NamedTuple):
 
 
 def _cases() -> list[Case]:
-    """Return every learner on every network, norm and shape of episode.
+    """Return every learner on both networks, both norms, balanced and ragged, with every number of steps.
 
-    Steps and paths take turns, so that each learner meets each number of steps and each path on each network;
-    all products of all choices would take minutes. ResNet-12 is slow: it goes without one shape of four.
+    Paths take turns, so that each learner meets each path on Conv4; all products of all choices would take
+    minutes.
     """
     out = []
     for v, variant in enumerate(VARIANTS):
         every = paths(variant)
-        for n, name in enumerate(NETWORKS):
-            turn = 0
-            for s in range(4 - n):
-                norm, ragged = SHAPES[(v + s) % 4]
-                steps = STEPS[(v + s) % 3]
-                count = 3 if steps == 1 else 2
-                some = tuple(dict.fromkeys(every[(v + turn + k) % len(every)] for k in range(count)))
-                out.append(Case(variant, name, norm, ragged, steps, some))
+        one, other = ("", "both") if v % 2 else ("both", "")
+        shapes = {
+            "conv4": [("batch", one, 5), ("batch", other, 1), ("group", one, 1), ("group", other, 3)],
+            "resnet12": [("batch", one, 1), ("batch", other, 3), ("group", one, 5)],
+        }
+        for name, some in shapes.items():
+            turn = v
+            for norm, ragged, steps in some:
+                count = 1 if (name, steps) == ("resnet12", 5) else 2
+                ways = tuple(dict.fromkeys(every[(turn + k) % len(every)] for k in range(count)))
+                out.append(Case(variant, name, norm, ragged, steps, ways))
                 turn += count
     return out
 
@@ -90,10 +91,11 @@ def test_every_path_equals_a_plain_loop(case: Case) -> None:
 
 
 def test_the_cases_meet_every_path_and_every_number_of_steps() -> None:
-    met = {(c.variant, c.network, path) for c in CASES for path in c.paths}
-    assert met == {(v, name, path) for v in VARIANTS for name in NETWORKS for path in paths(v)}
+    met = {(c.variant, path) for c in CASES for path in c.paths if c.network == "conv4"}
+    assert met == {(v, path) for v in VARIANTS for path in paths(v)}
+    assert {path for c in CASES for path in c.paths if c.network == "resnet12"} == set(PATHS)
     met_steps = {(c.variant, c.network, c.steps) for c in CASES}
-    assert met_steps == {(v, name, steps) for v in VARIANTS for name in NETWORKS for steps in STEPS}
+    assert met_steps == {(v, name, steps) for v in VARIANTS for name in NETWORKS for steps in (1, 3, 5)}
 
 
 @pytest.mark.parametrize("ragged", ["support", "query"])
