@@ -67,7 +67,7 @@ class StudyIdentity(_Group):
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "demo"
     title: Annotated[str, Field(max_length=200)] = "Lesion types on phantom hospitals"
-    rounds: Annotated[int, Field(ge=0, le=100_000)] = 20
+    rounds: Annotated[int, Field(ge=0, le=100_000)] = 100
     seed: Seed = 0
     expires: str = ""
 
@@ -107,11 +107,11 @@ class Model(_Group):
 class Algorithm(_Group):
     """The learner and its inner loop. Steps and rates at meta-test time are apart."""
 
-    name: Literal[ALGORITHMS] = "maml"  # type: ignore[valid-type]
+    name: Literal[ALGORITHMS] = "protomaml"  # type: ignore[valid-type]
     inner_steps: Annotated[int, Field(ge=0, le=1000)] = 1
-    inner_rate: Positive = 0.1
+    inner_rate: Positive = 0.01
     test_steps: Annotated[int, Field(ge=0, le=10_000)] = 5
-    test_rate: Positive = 0.1
+    test_rate: Positive = 0.01
     rates: Literal["element", "tensor"] = "element"
     proximal: NonNegative = 0.01
     recompute: bool = False
@@ -131,12 +131,12 @@ class Episodes(_Group):
     ways: Annotated[int, Field(ge=2, le=1000)] = 5
     shots: Count = 5
     queries: Count = 10
-    per_round: Count = 4
+    per_round: Count = 1
     augment: Literal["none", "image", "class"] = "none"
-    test_episodes: Annotated[int, Field(ge=2, le=100_000)] = 40
+    test_episodes: Annotated[int, Field(ge=2, le=100_000)] = 20
     test_every: Annotated[int, Field(ge=0)] = 0
-    scratch_steps: Annotated[int, Field(ge=0, le=10_000)] = 50
-    scratch_rate: Positive = 0.003
+    scratch_steps: Annotated[int, Field(ge=0, le=10_000)] = 30
+    scratch_rate: Positive = 0.01
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -151,7 +151,7 @@ class Outer(_Group):
     """The outer optimiser, kept for the whole run; ``cosine`` lets its rate fall to zero over the rounds."""
 
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
-    rate: Positive = 0.003
+    rate: Positive = 0.005
     schedule: Literal["constant", "cosine"] = "constant"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -176,7 +176,7 @@ class Data(_Group):
     sites: Annotated[int, Field(ge=1, le=100_000)] = 4
     alpha: Positive = 0.5
     classes_per_site: Count = 2
-    patients_per_class: Count = 12
+    patients_per_class: Count = 15
     seed: Seed = 0
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
 
@@ -239,7 +239,7 @@ class Study(_Group):
             elif isinstance(value, Mapping):
                 nested.setdefault(group, {}).update(value)
             else:
-                nested[group] = value
+                raise StudyError(f"the study is not valid:\n  {group}: a group of keys, not a value (it was {value!r})")
         try:
             return cls.model_validate(nested)
         except ValidationError as error:

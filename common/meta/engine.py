@@ -1,7 +1,7 @@
 """Many episodes to one meta-gradient: exact, as fast as the device allows, one interface.
 
 On a CPU every task is differentiated by eager autograd, in as many single-threaded workers as there are cores;
-results are added in task order, so they do not depend on how many workers ran. On a GPU a chunk of tasks is one
+results are added in task order, so no bit depends on how many workers ran. On a GPU a chunk of tasks is one
 ``vmap(grad)``, as large as the memory allows; several GPUs share the chunks.
 """
 
@@ -204,12 +204,11 @@ class Engine:
             finally:
                 slots.put(slot)
 
-        threads = max(1, self.cores // workers) if on_cpu else 1
         torch.get_num_threads()  # fixes this thread's own number before a worker sets the process's default
         with (
             # TF32 has 10 bits of mantissa and is on by default for convolutions: not exact.
             torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
-            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
+            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
             yield from pool.map(run, starts)
 

@@ -98,7 +98,7 @@ def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
 
 def accuracy(logits: Tensor, batch: Batch) -> Tensor:
     """Return the share of rows, padding left out, whose largest logit is the label: a scalar."""
-    hits = (logits.argmax(-1) == batch.y).to(logits.dtype)
+    hits = (logits.argmax(-1) == batch.y).to(torch.float64)  # logits may be bfloat16: no type to count in
     if batch.mask is None:
         return hits.mean()
     return (hits * batch.mask).sum() / batch.mask.sum()

@@ -71,6 +71,23 @@ def test_nothing_that_was_passed_in_changes(variant: Variant, path: str) -> None
     assert torch.is_grad_enabled()
 
 
+def test_the_callers_number_of_threads_stays() -> None:
+    """Workers with one thread each must not leave a thread that had not yet asked with one."""
+    problem = setting(Variant("maml"), 1)
+
+    def run() -> int:
+        rows(problem, "loop, 2 cores")
+        return torch.get_num_threads()
+
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(1) as fresh:
+            assert fresh.submit(run).result() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_results_are_detached_from_everything() -> None:
     problem = setting(Variant("maml"), 1)
     assert not any(t.requires_grad for t in rows(problem))

@@ -65,6 +65,8 @@ def _bf16(problem: Setting, path: str) -> Tensor:
     run = engine(problem, path, precision="bf16")
     scores = run.scores(problem.theta, problem.episodes, 1)
     assert scores.loss.isfinite().all()
+    hits = scores.accuracy * (problem.episodes.query.y.shape[1])
+    torch.testing.assert_close(hits, hits.round(), rtol=0, atol=1e-5)  # shares are counted, not rounded
     return run.meta_gradient(problem.theta, problem.episodes, reduce="none").gradient
 
 
