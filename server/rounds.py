@@ -55,6 +55,9 @@ def run_study(grid: Grid, study: Study, record: RunRecord, say: Say = print) -> 
         f"{len(training)} sites train, {len(sites) - len(training)} held out, theta has {optimiser.theta.size} numbers"
     )
     say("privacy: no formal guarantee (privacy.mechanism = 'none')")
+    # Theta is to prove itself at the sites that never train: only they are asked on the way and from scratch.
+    judges = {name: node for name, node in sites.items() if name not in training} or sites
+    rest = {name: node for name, node in sites.items() if name not in judges}
     evaluations = []
     for number in range(1, rounds + 1):
         line = _train(grid, study, layout, optimiser, training, number)
@@ -62,13 +65,10 @@ def run_study(grid: Grid, study: Study, record: RunRecord, say: Say = print) -> 
         say(_in_words(line, rounds))
         every = study.episodes.test_every
         if every and number % every == 0 and number < rounds:
-            scores = _evaluate(grid, study, layout, optimiser.theta, sites, number, scratch=False)
+            scores = _evaluate(grid, study, layout, optimiser.theta, judges, number, scratch=False)
             evaluations.append({"round": number, **scores})
-    # From scratch costs most; the question is asked where theta is to prove itself.
-    alone = {name: node for name, node in sites.items() if name not in training} or sites
-    rest = {name: node for name, node in sites.items() if name not in alone}
     scores = _evaluate(grid, study, layout, optimiser.theta, rest, rounds, scratch=False)
-    more = _evaluate(grid, study, layout, optimiser.theta, alone, rounds, scratch=True)
+    more = _evaluate(grid, study, layout, optimiser.theta, judges, rounds, scratch=True)
     evaluations.append({"round": rounds, **{key: scores[key] | more[key] for key in scores}})
     result = {
         "study": study.digest,

@@ -18,11 +18,11 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from io import StringIO
-from math import asin, ceil, cos, log, pi, sin, sqrt, tan
+from math import ceil, cos, log, pi, sin, sqrt, tan
 from statistics import fmean, stdev
 from typing import Any, Literal
 
@@ -291,3 +291,173 @@ class Comparison:
         }
         plain: dict[str, Any] = json.loads(json.dumps(out))  # lists for tuples, as a reader of the file gets them
         return plain
+
+
+def compare(
+    study: Study,
+    algorithms: Sequence[str],
+    seeds: int,
+    *,
+    settings: Mapping[str, Mapping[str, Value]] = SETTINGS,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Run algorithms on a study's prepared virtual sites.
+
+    Parameters
+    ----------
+    study : Study
+        Gives everything but the algorithm and its outer optimiser.
+    algorithms : sequence of str
+        The first that sends anything is the reference of the comparison at equal bytes.
+    seeds : int
+        Runs of every algorithm, with theta's seed ``study.seed + i``.
+    settings : mapping
+        What each algorithm changes in the study, ``group.key`` to value.
+    progress : callable
+        Called with a line of text after every run.
+
+    Raises
+    ------
+    StudyError
+        An algorithm does not exist or is named twice, none is named, or there is no seed.
+    NotPreparedError
+        The study's virtual sites are not prepared.
+    RoundError
+        A run failed, or a site that judges gave no evaluation.
+    DataError
+        No site that judges has patients enough to judge.
+    """
+    if seeds < 1 or not algorithms or len(set(algorithms)) < len(algorithms):
+        raise StudyError(f"a comparison needs at least one seed, and algorithms named once each: {seeds}, {algorithms}")
+    plans = {name: _plan(study, name, settings) for name in algorithms}
+    sent = {name: _bytes_per_round(plan) for name, plan in plans.items()}
+    budget = _budget(study, list(sent.values()))
+    runs: dict[str, tuple[Run, ...]] = {}
+    for name, plan in plans.items():
+        rounds = _rounds(plan, sent[name], budget)
+        seeded = [plan.override({"study.rounds": rounds, "study.seed": study.study.seed + i}) for i in range(seeds)]
+        runs[name] = tuple(_run(one, sent[name], progress) for one in seeded)
+    return Comparison(study, _judges(study), runs)
+
+
+def _plan(study: Study, name: str, settings: Mapping[str, Mapping[str, Value]]) -> Study:
+    """Return the study as an algorithm runs it."""
+    changes: dict[str, Value] = {"algorithm.name": name}
+    if name != study.algorithm.name:
+        if name == LocalOnly.name:
+            changes |= {"algorithm.test-steps": study.episodes.scratch_steps}
+            changes |= {"algorithm.test-rate": study.episodes.scratch_rate}
+        changes |= settings.get(name, {})
+    # Training from scratch is a row of its own, local-only: no other run need repeat it.
+    return study.override(changes | {"episodes.test-every": _every(study), "episodes.scratch-steps": 0})
+
+
+def _every(study: Study) -> int:
+    """Return the rounds between evaluations: the study's own, or about eight evaluations a run."""
+    rounds = study.study.rounds
+    if study.episodes.test_every or rounds < 2:
+        return study.episodes.test_every
+    divisors = [d for d in range(1, rounds + 1) if rounds % d == 0]
+    best = min(divisors, key=lambda d: abs(log(rounds / d / _POINTS)))
+    return best if _POINTS // 2 <= rounds // best <= 2 * _POINTS else ceil(rounds / _POINTS)
+
+
+def _bytes_per_round(plan: Study) -> int:
+    return 0 if plan.algorithm.name == LocalOnly.name else int(flatten(initial_theta(plan)).numpy().nbytes)
+
+
+def _budget(study: Study, sent: Sequence[int]) -> int:
+    return study.study.rounds * next((size for size in sent if size), 0)
+
+
+def _rounds(plan: Study, sent: int, budget: int) -> int:
+    rounds, every = plan.study.rounds, plan.episodes.test_every
+    if not sent or not every or rounds % every or plan.outer.schedule == "cosine":
+        return rounds
+    return max(rounds, budget // sent // every * every)
+
+
+def _judges(study: Study) -> tuple[str, ...]:
+    return study.sites.held_out_names or tuple(f"hospital-{i}" for i in range(study.data.sites))
+
+
+def _run(plan: Study, sent: int, progress: Callable[[str], None]) -> Run:
+    began = time.monotonic()
+    what = f"{plan.algorithm.name}, seed {plan.study.seed}"
+    try:
+        with redirect_stdout(StringIO()):  # the ServerApp prints a line a round
+            run_id, _ = run_in_process(plan)
+    except RoundError as error:
+        raise RoundError(f"{what}: {error}") from None
+    result = json.loads((run_folder(run_id) / "result.json").read_text())
+    points = tuple(_point(e["round"], e["sites"], _judges(plan), what) for e in result["evaluations"])
+    figures = ", ".join(
+        f"{_POOLS[pool]} {100 * points[-1].scores[f'{pool}.after'][0]:.1f} %"
+        for pool in _POOLS
+        if f"{pool}.after" in points[-1].scores
+    )
+    progress(f"{what}: {figures} after {points[-1].round} rounds, {time.monotonic() - began:.0f} s")
+    return Run(plan, sent, points)
+
+
+def _point(number: int, sites: Mapping[str, Mapping[str, float]], judges: Sequence[str], what: str) -> Point:
+    if missing := [name for name in judges if name not in sites]:
+        raise RoundError(f"{what}: {', '.join(missing)} gave no evaluation after round {number}")
+    scores = {}
+    for key in (f"{pool}.{moment}" for pool in _POOLS for moment in ("before", "after")):
+        at = [sites[name] for name in judges if f"{key}.mean" in sites[name]]
+        if at:
+            error = sqrt(sum(s[f"{key}.error"] ** 2 for s in at)) / len(at)
+            scores[key] = fmean(s[f"{key}.mean"] for s in at), error
+    if not scores:
+        raise DataError(f"{', '.join(judges)}: no two classes with two test patients each; add patients to judge by")
+    return Point(number, scores)
+
+
+def _mark_best(rows: Sequence[Row], pools: Sequence[str]) -> list[Row]:
+    best: dict[str, Estimate] = {}
+    for pool in pools:
+        if estimates := [row.estimates[pool] for row in rows if pool in row.estimates]:
+            best[pool] = max(estimates, key=lambda e: e.mean)
+    return [
+        replace(row, best=tuple(pool for pool, e in row.estimates.items() if e.overlaps(best[pool]))) for row in rows
+    ]
+
+
+def interval(scores: Sequence[tuple[float, float]]) -> Estimate:
+    """Return the mean accuracy over seeds and its 95 % interval.
+
+    Parameters
+    ----------
+    scores : sequence of (float, float)
+        Each seed's mean, and its standard error over episodes. The latter counts only for a single seed: several
+        differ in their episodes too, so their spread holds both.
+    """
+    mean = fmean(score for score, _ in scores)
+    if len(scores) == 1:
+        return Estimate(mean, 1.96 * scores[0][1])
+    return Estimate(mean, student_t(len(scores) - 1) * stdev(score for score, _ in scores) / sqrt(len(scores)))
+
+
+@cache
+def student_t(degrees: int) -> float:
+    """Return t such that 95 % of Student's distribution with so many degrees of freedom lies within -t to t.
+
+    References
+    ----------
+    Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.3 and 26.7.4, with ``t = sqrt(n) tan(angle)``.
+    """
+    odd = degrees % 2
+
+    def within(angle: float) -> float:
+        term = total = 0.0 if degrees == 1 else cos(angle) ** odd
+        for power in range(odd + 2, degrees - 1, 2):
+            term *= (power - 1) / power * cos(angle) ** 2
+            total += term
+        return 2 / pi * (angle + sin(angle) * total) if odd else sin(angle) * total
+
+    low, high = 0.0, pi / 2
+    while high - low > 1e-15:
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle) < 0.95 else (low, middle)
+    return sqrt(degrees) * tan(low)

@@ -17,7 +17,7 @@ from client.data.store import Site, create_site, open_site
 from client.session import virtual_site
 from common.errors import DataError
 from common.study import Study
-from simulations import partitions
+from simulations import medmnist, partitions
 from simulations.phantoms import LESIONS, SCANNERS, write_hospital
 from simulations.public import LabelledImages, load
 
@@ -78,7 +78,7 @@ def _virtual_sites(study: Study, wanted: set[int]) -> Iterator[tuple[int, Virtua
         return
     for index, (origin, data) in enumerate(_partition(study)):
         if index in wanted:
-            yield index, VirtualSite(origin, _public_images(data, study.model.dimensions))
+            yield index, VirtualSite(origin, _public_images(data))
 
 
 def _phantom_site(study: Study, index: int) -> VirtualSite:
@@ -113,8 +113,8 @@ def _phantom_site(study: Study, index: int) -> VirtualSite:
 
 def _partition(study: Study) -> list[tuple[str, LabelledImages]]:
     """Return every site's origin and images."""
-    data, size = study.data, study.model.image_size
-    sets = [(source, load(source, size=size)) for source in _sources(study)]
+    data = study.data
+    sets = [(source, _load(source, study.model.image_size)) for source in _sources(study)]
     if data.partition == "natural":
         sites = [part for source, images in sets for part in _natural(source, images)]
         if len(sites) != data.sites:
@@ -150,6 +150,15 @@ def _sources(study: Study) -> list[str]:
     return [part.strip() for part in study.data.source.split(",") if part.strip()]
 
 
+def _load(source: str, image_size: int) -> LabelledImages:
+    """Load a set; of one that is published in several sizes, the smallest that loses nothing."""
+    kind, _, name = source.partition(":")
+    if kind != "medmnist" or name not in medmnist.SETS:
+        return load(source)
+    sizes = sorted(medmnist.SETS[name].md5)
+    return load(source, size=next((side for side in sizes if side >= image_size), sizes[-1]))
+
+
 def _natural(source: str, images: LabelledImages) -> list[tuple[str, LabelledImages]]:
     if images.sites is None:
         return [(source, images)]
@@ -157,7 +166,7 @@ def _natural(source: str, images: LabelledImages) -> list[tuple[str, LabelledIma
     return list(zip(images.site_names, parts, strict=True))
 
 
-def _public_images(data: LabelledImages, dimensions: int) -> Iterator[SourceImage]:
+def _public_images(data: LabelledImages) -> Iterator[SourceImage]:
     for pixels, label, group in zip(data.images, data.labels, data.groups, strict=True):
-        volume = dimensions == 3 and pixels.ndim == 3
+        volume = pixels.ndim == 3 and pixels.shape[-1] != 3  # a last axis of 3 is colour
         yield SourceImage(pixels, str(group), data.label_names[label], volume=volume)

@@ -1,0 +1,83 @@
+"""Flower's engine (Ray) without any network: the same bits as in process, nothing calls home, nothing stays behind."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.environment import QUIET
+from server.record import run_folder
+from simulations.engines.inprocess import run_in_process
+from tests.client.hospitals import prepared, tiny_study
+
+ROOT = Path(__file__).parents[2]
+OFFLINE = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "offline"]
+
+
+def need_a_namespace() -> None:
+    if not shutil.which("unshare") or not shutil.which("ip"):
+        pytest.skip("unshare (util-linux) and ip (iproute2) are needed to cut the network off, Linux only")
+    tried = subprocess.run([*OFFLINE, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"this machine does not let a user make a network namespace: {tried.stderr.strip()}")
+
+
+def alive(process: dict[str, Any]) -> bool:
+    try:
+        fields = Path(f"/proc/{process['pid']}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[19] == process["start"] and fields[0] != "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_flower_runs_offline_with_the_same_bits_and_goes_away(subtests: pytest.Subtests) -> None:
+    need_a_namespace()
+    study = tiny_study()
+    prepared(study)
+    # Whatever the surroundings say; the commands of this environment are not on the PATH.
+    surroundings = {
+        **os.environ,
+        **{name: "0" if value == "1" else "1" for name, value in QUIET.items()},
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [*OFFLINE, sys.executable, "-m", "tests.simulations.offline"]
+    done = subprocess.run(command, env=surroundings, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["interfaces"] == ["lo"]
+    assert "folder" in report, done.stderr
+
+    with subtests.test("the same bits as in process"):
+        run_id, _ = run_in_process(study)
+        for name in ("theta.safetensors", "result.json", "study.json"):
+            assert (Path(report["folder"]) / name).read_bytes() == (run_folder(run_id) / name).read_bytes(), name
+
+    with subtests.test("nothing calls home"):
+        commands = [process["command"] for process in report["processes"].values()]
+        for part in ("flower-superlink", "raylet", "gcs_server", "ray::"):
+            assert any(part in command for command in commands), (part, commands)
+        for process in report["processes"].values():
+            titled = process["command"].startswith("ray::")  # its title may lie over its environment
+            wrong = {name: process["quiet"][name] for name, value in QUIET.items() if process["quiet"][name] != value}
+            assert not {name: value for name, value in wrong.items() if value is not None or not titled}, process
+
+    with subtests.test("a study that fails says why"):
+        assert "3 training sites joined, sites.quorum is 9" in report["quorum"]
+        assert done.returncode == 1
+        assert "error: no site has images prepared for this study: type `wardround-lab prepare" in done.stderr
+
+    with subtests.test("nothing stays behind"):
+        until = time.monotonic() + 15
+        while (left := [p for p in report["processes"].values() if alive(p)]) and time.monotonic() < until:
+            time.sleep(0.2)
+        assert not left
+        assert not Path(report["state"]).exists()
