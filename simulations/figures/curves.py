@@ -75,6 +75,7 @@ def draw_curves(comparison: Comparison, path: Path) -> None:
         _draw(right, lines, [line.megabytes for line in lines], comparison.budget / 1e6, "equal bytes")
         _limit(left, lines)
         left.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+        right.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         left.set_ylabel(f"{_POOLS[pool]}: accuracy (%)", color=_INK, fontsize=9)
         _label(right, lines, height)
     grid[-1][0].set_xlabel("rounds", color=_INK, fontsize=9)
@@ -114,8 +115,10 @@ def _draw(axes: Axes, lines: Sequence[_Line], xs: Sequence[NDArray[np.float64]],
             at, mean, half = np.array([0.0, end]), mean.repeat(2), half.repeat(2)
         axes.fill_between(at, mean - half, mean + half, color=colour, alpha=0.12, linewidth=0)
         axes.plot(at, mean, color=colour, linestyle=dashes, linewidth=1.8)
+        if len(at) == 1:  # a single evaluation has no band
+            axes.errorbar(at, mean, half, color=colour, elinewidth=1.8)
         if not level:
-            axes.errorbar(at[-1], mean[-1], half[-1], fmt="o", color=colour, markersize=4, elinewidth=1)
+            axes.plot(at[-1], mean[-1], "o", color=colour, markersize=4)
     if judged < 0.95 * end:
         axes.axvline(judged, color=_FAINT, linewidth=0.8)
         axes.annotate(
@@ -193,4 +196,4 @@ def _caption(comparison: Comparison) -> str:
     spread = f"95 % intervals over {seeds} seeds" if seeds > 1 else "95 % intervals over episodes, one seed"
     who = "never trained" if comparison.study.sites.held_out_names else "patients that never trained"
     sites = shorten(", ".join(comparison.sites), 60, placeholder="…")
-    return f"{sites} ({who}); {ways} ways, {spec.shots} shots; bands: {spread}; numbers: last evaluation."
+    return f"{sites} ({who}); {ways}-way {spec.shots}-shot; bands: {spread}; numbers: last evaluation."

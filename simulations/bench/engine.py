@@ -1,0 +1,246 @@
+"""`python -m simulations.bench.engine`: meta-gradients per second and memory, against the usual loops.
+
+Every rival runs in a process of its own, with the same number of threads and the same environment, in turns. Before
+anything is timed, each one's gradient is compared with the float64 plain loop: in float64, where it must agree, and
+in the precision that is timed, where ReLU and max-pool masks may flip.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from client.devices import cpu_cores
+from common.console import plain_errors
+from common.errors import DeviceError
+from common.meta import Engine, Episodes
+from common.meta.fomaml import Fomaml
+from common.meta.maml import Maml
+from simulations.bench.cases import CASES, Case, tiny
+from simulations.bench.plain import LOOPS, network
+from simulations.bench.timing import Rival, Timed, peak_bytes, quietness, race, resident_bytes
+
+__all__ = ["app", "bench"]
+
+REFERENCE = "plain loop"
+_EXACT = 1e-9  # of the gradient's norm, in float64
+_CHECKED = 2  # tasks
+_GPU_TASKS = 32
+
+_ENGINES = {
+    "cpu": {"wardround": {}},
+    "cuda": {
+        "wardround": {},
+        "wardround, no vmap": {"vectorise": False},
+        "wardround, bf16": {"precision": "bf16"},
+    },
+}
+
+Gradient = Callable[[Episodes], Tensor]
+app = typer.Typer(add_completion=False)
+
+
+@dataclass
+class _Run:
+    """One rival in its process: the engine (with options) or one of `LOOPS`."""
+
+    name: str
+    case: Case
+    device: torch.device
+    threads: int
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(self.threads)
+        torch.backends.cudnn.allow_tf32 = False  # not exact; the engine switches it off itself
+        torch.backends.cudnn.benchmark = True
+        self.chunk: int | None = None
+        self._episodes = self.case.episodes(self.case.tasks)
+        self._timed = self._gradient(torch.float32)
+
+    def _gradient(self, dtype: torch.dtype) -> Gradient:
+        case, device = self.case, self.device
+        if self.name in LOOPS:
+            loop, net = LOOPS[self.name], network(case, dtype).to(device)
+            # A peer that is not there says so now.
+            loop(net, case.episodes(1).to(device, dtype), case.rate, 1, True) if self.name != REFERENCE else None
+            return lambda e: loop(net, e.to(device, dtype), case.rate, case.steps, case.first_order).cpu()
+        learner = (Fomaml if case.first_order else Maml)(case.steps, case.rate, case.rate, case.recompute)
+        options: dict[str, Any] = _ENGINES[device.type][self.name]
+        engine = Engine(learner, case.network(dtype), (device,), self.threads, **options)
+        theta = learner.theta(engine.network)
+
+        def gradient(episodes: Episodes) -> Tensor:
+            out = engine.meta_gradient(theta, episodes).gradient
+            self.chunk = max(engine._fits.values(), default=None)  # what fits into one `vmap`
+            return out
+
+        return gradient
+
+    def run(self) -> None:
+        self._timed(self._episodes)
+
+    def peak(self) -> int | None:
+        if self.device.type == "cuda":
+            self.run()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.run()
+            return torch.cuda.max_memory_allocated() - before
+        before, _ = resident_bytes(), self.run()
+        self.run()
+        after = peak_bytes()
+        return None if before is None or after is None else max(0, after - before)
+
+    def check(self) -> dict[str, Any]:
+        some = self._episodes.take(slice(0, _CHECKED))
+        exact = None if "bf16" in self.name else self._gradient(torch.float64)(some).numpy()
+        chunk = self.chunk and min(self.chunk, self.case.tasks)
+        return {"float64": exact, "timed": self._timed(some).double().numpy(), "chunk": chunk}
+
+
+def _rival(name: str, case: Case, device: str, threads: int) -> Rival:
+    return _Run(name, case, torch.device(device), threads)
+
+
+def bench(case: Case, *, device: str, threads: int, rounds: int) -> dict[str, Any]:
+    """Compare the engine with the loops on one case.
+
+    Parameters
+    ----------
+    device : str
+        ``cpu`` or ``cuda``.
+    threads : int
+        CPU threads of every rival.
+    rounds : int
+        Rounds that count.
+
+    Returns
+    -------
+    dict
+        What is written as JSON: times in seconds, memory in bytes, errors relative to the gradient's norm.
+
+    Raises
+    ------
+    DeviceError
+        A rival does not compute the gradient that the plain loop computes in float64.
+    """
+    names = [*_ENGINES[device], *LOOPS]
+    results = race({name: partial(_rival, name, case, device, threads) for name in names}, rounds)
+    reference = results[REFERENCE]
+    exact = reference.check["float64"]
+    scale = float((exact**2).sum() ** 0.5)
+
+    def error(gradient: Any) -> float | None:
+        return None if gradient is None else float(((gradient - exact) ** 2).sum() ** 0.5) / scale
+
+    rows = {name: _row(case, r, reference, error) for name, r in results.items()}
+    for name, row in rows.items():
+        if (row.get("error_float64") or 0.0) > _EXACT:
+            raise DeviceError(
+                f"{name} does not compute the gradient of {case.title}: relative error {row['error_float64']:.1e} in "
+                "float64; nothing was compared"
+            )
+    return {"case": asdict(case), "others_cores": quietness(results), "rivals": rows}
+
+
+def _row(case: Case, timed: Timed, reference: Timed, error: Callable[[Any], float | None]) -> dict[str, Any]:
+    if timed.missing:
+        return {"missing": timed.missing}
+    ratios = timed.ratios(reference)
+    return {
+        "tasks_per_second": case.tasks / median(timed.seconds),
+        "times_plain": {"median": median(ratios), "min": min(ratios), "max": max(ratios)},
+        "peak_bytes": timed.peak,
+        "error_timed": error(timed.check["timed"]),
+        "error_float64": error(timed.check["float64"]),
+        "chunk": timed.check["chunk"],
+        "seconds": timed.seconds,
+        "others_cores": timed.others,
+    }
+
+
+def _table(result: dict[str, Any], device: str) -> Table:
+    busy = result["others_cores"]
+    table = Table(
+        title=f"{result['case']['title']} ({result['case']['tasks']} tasks; other programs: {busy:.2f} cores)",
+        title_justify="left",
+    )
+    table.add_column("", min_width=18)
+    columns = ["tasks/s", "x plain loop", "min .. max", "peak MB", "error", "error in float64"]
+    for column in [*columns, *(["chunk"] if device == "cuda" else [])]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in result["rivals"].items():
+        if "missing" in row:
+            table.add_row(name, row["missing"].partition(" (")[0])
+            continue
+        ratio, peak, exact = row["times_plain"], row["peak_bytes"], row["error_float64"]
+        cells = [
+            f"{row['tasks_per_second']:.2f}",
+            f"{ratio['median']:.2f}",
+            f"{ratio['min']:.2f} .. {ratio['max']:.2f}",
+            "-" if peak is None else f"{peak / 1e6:.0f}",
+            f"{row['error_timed']:.0e}",
+            "-" if exact is None else f"{exact:.0e}",
+            f"{row['chunk'] or '-'}",
+        ]
+        table.add_row(name, *cells[: len(table.columns) - 1])
+    return table
+
+
+def _machine(device: str, threads: int) -> dict[str, Any]:
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "threads": threads,
+        "cores": cpu_cores(),
+        "load_average": os.getloadavg(),
+        "torch": torch.__version__,
+        "environment": {k: v for k, v in os.environ.items() if k.startswith(("MALLOC_", "OMP_", "MKL_", "KMP_"))},
+    }
+
+
+@app.command(epilog="Example: python -m simulations.bench.engine --cases conv4-1shot-k1,resnet-w16 --rounds 15")
+@plain_errors
+def main(
+    quick: Annotated[bool, typer.Option(help="Tiny networks and two rounds: does the benchmark work?")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of every rival.")] = cpu_cores(),
+    cases: Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(CASES)}.")] = ",".join(CASES),
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count, for each case.")] = 15,
+) -> None:
+    """Measure meta-gradients per second and peak memory of the engine and of the usual loops, in turns.
+
+    Peak memory is resident memory above the process's own before it first computes (on a GPU: memory that PyTorch
+    allocated). A round in which other programs used the CPU is repeated; the report says how busy they were.
+    """
+    chosen = [name.strip() for name in cases.split(",") if name.strip()]
+    if unknown := set(chosen) - set(CASES):
+        raise typer.BadParameter(f"no case is called {', '.join(sorted(unknown))}", param_hint="--cases")
+    console = Console(width=110)
+    results = {}
+    for name in chosen:
+        case = CASES[name]
+        if device == "cuda":
+            case = replace(case, tasks=_GPU_TASKS)
+        results[name] = bench(
+            tiny(case) if quick else case, device=device, threads=threads, rounds=2 if quick else rounds
+        )
+        console.print(_table(results[name], device))
+    if json_file is not None:
+        report = {"machine": _machine(device, threads), "cases": results}
+        json_file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app()
