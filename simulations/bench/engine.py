@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal
@@ -72,8 +73,6 @@ class _Run:
         case, device = self.case, self.device
         if self.name in LOOPS:
             loop, net = LOOPS[self.name], network(case, dtype).to(device)
-            # A peer that is not there says so now.
-            loop(net, case.episodes(1).to(device, dtype), case.rate, 1, True) if self.name != REFERENCE else None
             return lambda e: loop(net, e.to(device, dtype), case.rate, case.steps, case.first_order).cpu()
         learner = (Fomaml if case.first_order else Maml)(case.steps, case.rate, case.rate, case.recompute)
         options: dict[str, Any] = _ENGINES[device.type][self.name]
@@ -135,8 +134,9 @@ def bench(case: Case, *, device: str, threads: int, rounds: int) -> dict[str, An
     DeviceError
         A rival does not compute the gradient that the plain loop computes in float64.
     """
-    names = [*_ENGINES[device], *LOOPS]
-    results = race({name: partial(_rival, name, case, device, threads) for name in names}, rounds)
+    there = [name for name in LOOPS if name == REFERENCE or find_spec(name)]
+    rivals = {name: partial(_rival, name, case, device, threads) for name in [*_ENGINES[device], *there]}
+    results = race(rivals, rounds) | {name: Timed("not installed") for name in LOOPS if name not in there}
     reference = results[REFERENCE]
     exact = reference.check["float64"]
     scale = float((exact**2).sum() ** 0.5)
@@ -182,7 +182,7 @@ def _table(result: dict[str, Any], device: str) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in result["rivals"].items():
         if "missing" in row:
-            table.add_row(name, row["missing"].partition(" (")[0])
+            table.add_row(name, row["missing"])
             continue
         ratio, peak, exact = row["times_plain"], row["peak_bytes"], row["error_float64"]
         cells = [

@@ -155,10 +155,10 @@ def _serve(line: Connection, make: Callable[[], Rival]) -> None:
     line.recv()
     try:
         rival = make()
+        peak = rival.peak()  # first, while nothing else has been allocated
     except ImportError as error:
-        line.send({"missing": f"not installed ({error})"})
+        line.send({"missing": str(error)})
         return
-    peak = rival.peak()  # first, while nothing else has been allocated
     line.send({"check": rival.check(), "peak": peak})
     while line.recv() == "run":
         cpu, wall = time.process_time(), time.perf_counter()

@@ -71,7 +71,6 @@ def test_flower_runs_offline_with_the_same_bits_and_goes_away(subtests: pytest.S
             assert not {name: value for name, value in wrong.items() if value is not None or not titled}, process
 
     with subtests.test("a study that fails says why"):
-        assert "3 training sites joined, sites.quorum is 9" in report["quorum"]
         assert done.returncode == 1
         assert "error: no site has images prepared for this study: type `wardround-lab prepare" in done.stderr
 
