@@ -2,6 +2,7 @@
 
 from math import sqrt
 
+import numpy as np
 from torch import Tensor
 
 from client.data.episodes import draw
@@ -9,7 +10,7 @@ from client.session import Session
 from common.contract import EVALUATION, Instruction
 from common.models.network import Theta
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "meta_test_generator"]
 
 
 def evaluate(session: Session, theta: Theta, instruction: Instruction) -> dict[str, float]:
@@ -25,10 +26,7 @@ def evaluate(session: Session, theta: Theta, instruction: Instruction) -> dict[s
         pool = session.test_pool(new=name == "new")
         if len(pool.classes) < 2:
             continue
-        # The same episodes every time, whatever the algorithm: comparisons are paired.
-        spec = study.episodes
-        shape = (spec.labels, spec.ways, spec.shots, spec.queries)
-        generator = session.site.generator("evaluate", study.data_digest, study.study.seed, *shape, name)
+        generator = meta_test_generator(session, name)
         episodes = draw(session.site, pool, study.episodes, study.episodes.test_episodes, generator)
         before = session.engine.scores(theta, episodes, 0).accuracy
         after = session.engine.scores(theta, episodes, study.algorithm.test_steps).accuracy
@@ -40,6 +38,16 @@ def evaluate(session: Session, theta: Theta, instruction: Instruction) -> dict[s
         for moment, values in figures.items():
             out[f"{name}.{moment}.mean"], out[f"{name}.{moment}.error"] = _mean_and_error(values)
     return out
+
+
+def meta_test_generator(session: Session, pool: str) -> np.random.Generator:
+    """Return the randomness of the meta-test episodes of the ``known`` or ``new`` classes.
+
+    It gives the same episodes every time and whatever the algorithm, so that comparisons are paired.
+    """
+    study, spec = session.study, session.study.episodes
+    shape = (spec.labels, spec.ways, spec.shots, spec.queries)
+    return session.site.generator("evaluate", study.data_digest, study.study.seed, *shape, pool)
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

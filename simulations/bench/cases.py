@@ -48,9 +48,7 @@ class Case:
 
     def network(self, dtype: torch.dtype) -> Network:
         """Return the network, always with the same initialisation."""
-        model = Model(
-            name=self.model, norm=self.norm, width=self.width, channels=self.channels, image_size=self.size
-        )
+        model = Model(name=self.model, norm=self.norm, width=self.width, channels=self.channels, image_size=self.size)
         return build(model, classes=WAYS, seed=0, dtype=dtype)
 
     def episodes(self, tasks: int) -> Episodes:

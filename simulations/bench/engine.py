@@ -49,7 +49,7 @@ _ENGINES = {
 }
 
 Gradient = Callable[[Episodes], Tensor]
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass

@@ -39,7 +39,7 @@ _STUDY = {
     "algorithm.test-steps": 1,
 }
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def make_sites(study: Study) -> None:
@@ -63,8 +63,8 @@ def make_sites(study: Study) -> None:
         (folder / "site.json").write_text(json.dumps(about | {"index": index, "name": f"hospital-{index}"}))
 
 
-def bench(sites: int, rounds: int) -> dict[str, Any]:
-    """Run the study once in this process; ``WARDROUND_HOME`` is where its sites go.
+def bench(home: str, sites: int, rounds: int) -> dict[str, Any]:
+    """Run the study once in this process, which must be fresh; ``home`` is where its sites go.
 
     Returns
     -------
@@ -74,6 +74,7 @@ def bench(sites: int, rounds: int) -> dict[str, Any]:
     from common.meta import Engine
     from simulations.engines.inprocess import run_in_process
 
+    os.environ["WARDROUND_HOME"] = home
     study = Study().override({**_STUDY, "data.sites": sites, "study.rounds": rounds})
     make_sites(study)
     inside = [0.0]
@@ -114,8 +115,8 @@ def _in_own_process(sites: int, rounds: int) -> dict[str, Any]:
     home = tempfile.mkdtemp(prefix="wardround-scale-")
     context = multiprocessing.get_context("spawn")
     try:
-        with context.Pool(1, initializer=os.environ.__setitem__, initargs=("WARDROUND_HOME", home)) as pool:
-            return pool.apply(bench, (sites, rounds))
+        with context.Pool(1) as pool:
+            return pool.apply(bench, (home, sites, rounds))
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

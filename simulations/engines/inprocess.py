@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -30,9 +30,11 @@ Fault = Callable[[int, Message], str | int | None]
 
 def transmit(message: Message) -> tuple[Message, int]:
     """Return a message as the other side gets it, and its size on the wire in bytes."""
-    contents = {key: value.deflate() for key, value in get_all_nested_objects(message).items()}
+    with no_object_id_recompute():  # as Flower's own transports do
+        contents = {key: value.deflate() for key, value in get_all_nested_objects(message).items()}
+        root = message.object_id
     size = sum(map(len, contents.values()))
-    received = cast(Message, inflate_object_from_contents(message.object_id, contents))
+    received = cast(Message, inflate_object_from_contents(root, contents))
     received.metadata.__dict__["_message_id"] = message.metadata.message_id
     return received, size
 

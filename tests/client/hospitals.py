@@ -22,7 +22,7 @@ from simulations.prepare import prepare
 
 SITES = 4
 CLASSES = ("a", "b", "c", "d", "e", "f")
-SOURCE = "npz:~/wardround-tiny.npz"  # no path of its own: the digest of the data, and so the splits, never change
+SOURCE = "npz:~/wardround-tiny.npz"  # no path of its own: the digest of the data stays the same between runs
 
 _TYPES = {"join": "query.join", "train": "train", "evaluate": "evaluate"}
 
@@ -63,8 +63,10 @@ def prepared(study: Study) -> list[Site]:
     path = Path(SOURCE.removeprefix("npz:")).expanduser()
     if not path.exists():
         generator = np.random.default_rng(7)
-        shape = (SITES, len(CLASSES), 6, 2)  # sites, classes, patients, images of each
-        site, label, patient, _ = (axis.ravel() for axis in np.indices(shape))
+        # Sites, classes, patients, images of each. So many patients that any split has some on both sides; and
+        # every training site lacks one of the classes.
+        axes = np.indices((SITES, len(CLASSES), 16, 2)).reshape(4, -1)
+        site, label, patient, _ = axes[:, (axes[0] != axes[1]) | (axes[0] == SITES - 1)]
         rows, columns = np.indices((16, 16))
         pattern = np.stack([np.sin(rows * (k + 1) / 5) * np.cos(columns * (6 - k) / 5) for k in range(len(CLASSES))])
         images = 128 + 60 * pattern[label] + 12 * site[:, None, None] + generator.normal(0, 20, (len(label), 16, 16))

@@ -107,7 +107,7 @@ def relative_error(ours: NDArray[Any] | Tensor, truth: NDArray[Any] | Tensor) ->
 
 
 def float64_study(name: str) -> Study:
-    """Four ways and three shots are more than any site has: the episodes are ragged and have fewer ways."""
+    """Four ways are more classes than any training site has: the episodes have fewer ways, and padding."""
     changes: dict[str, bool | int | float | str] = {
         "algorithm.name": name,
         "wire.dtype": "float64",
