@@ -35,7 +35,11 @@ def read_dicom(path: Path, labels: dict[str, str]) -> SourceImage:
         frames = int(dataset.get("NumberOfFrames") or 1)
         pixels = _displayed(dataset) if frames == 1 else None
         instance, patient = str(dataset.SOPInstanceUID), str(dataset.get("PatientID") or "")
-    except Exception:  # a damaged file trips pydicom and its decoders anywhere, and their text quotes the file
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
+        # A damaged file trips pydicom and its decoders anywhere, and their text quotes the file. Decoders written in
+        # Rust panic with a class that is no Exception.
         raise DataError("a file is not a DICOM image that can be decoded") from None
     if pixels is None:
         raise DataError("an image has several frames: not supported yet")

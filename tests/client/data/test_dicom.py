@@ -258,6 +258,18 @@ def test_what_is_no_dicom_file_or_has_no_label(tmp_path: Path) -> None:
         read_dicom(make_file(folder / "image.dcm", RAMP), {"1.2.4": "a"})
 
 
+def test_a_decoder_that_panics_is_a_refusal(hospitals: list[Hospital], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """What a decoder written in Rust raises: no Exception."""
+
+    def panic(_: object) -> None:
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr("client.data.dicom._displayed", panic)
+    with pytest.raises(DataError, match="not a DICOM image"):
+        read_dicom(hospitals[0].files[0], hospitals[0].labels)
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_damaged_files_are_read_or_refused(hospitals: list[Hospital], data: st.DataObject) -> None:
