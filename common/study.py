@@ -234,12 +234,13 @@ class Study(_Group):
         nested: dict[str, Any] = {}
         for key, value in config.items():
             group, _, name = key.partition(".")
-            if name:
-                nested.setdefault(group, {})[name] = value
-            elif isinstance(value, Mapping):
-                nested.setdefault(group, {}).update(value)
-            else:
-                raise StudyError(f"the study is not valid:\n  {group}: a group of keys, not a value (it was {value!r})")
+            if not name and not isinstance(value, Mapping):
+                nested[group] = value
+                continue
+            keys = nested.setdefault(group, {})
+            if not isinstance(keys, dict):
+                raise StudyError(f"the study is not valid:\n  {group}: a group of keys and a value at once ({keys!r})")
+            keys.update({name: value} if name else value)
         try:
             return cls.model_validate(nested)
         except ValidationError as error:

@@ -198,7 +198,7 @@ def test_every_mistake_is_named_at_once() -> None:
         ({"episodes.held-out": "disc"}, r"name a class twice: \['disc'\]"),
         ({"episodes.ways": 11}, "episodes.ways is 11 but episodes.classes names 10 classes"),
         ({"episodes.labels": "fixed"}, "episodes.held-out needs episodes.labels = 'shuffled'"),
-        ({"algorithm.inner-steps": 0}, "algorithm.inner-steps is 0, but maml needs at least 1"),
+        ({"algorithm.inner-steps": 0}, "algorithm.inner-steps is 0, but protomaml needs at least 1"),
     ],
 )
 def test_values_that_do_not_fit_together_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -218,7 +218,7 @@ def test_only_learners_without_an_inner_loop_go_without_inner_steps(name: str) -
 
 def test_an_override_changes_a_copy() -> None:
     other = DEFAULT.override({"study.rounds": 7})
-    assert (other.study.rounds, DEFAULT.study.rounds) == (7, 20)
+    assert (other.study.rounds, DEFAULT.study.rounds) == (7, 100)
     with pytest.raises(StudyError, match=r"study\.ruonds"):
         DEFAULT.override({"study.ruonds": 7})
 
