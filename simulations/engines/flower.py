@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import common
 from common.errors import RoundError
@@ -90,12 +90,17 @@ def superlink() -> Iterator[SuperLink]:
         try:
             yield SuperLink(process, folder, port)
         finally:
+            helpers = _descendants(process.pid)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+            # A simulation that was still running has sessions of its own, and Ray's agents outlive it by minutes.
+            for helper in helpers & set(_parents()):
+                with suppress(ProcessLookupError):
+                    os.kill(helper.pid, signal.SIGKILL)
 
 
 def run_on_flower(
@@ -180,6 +185,31 @@ def _wait_until_up(link: SuperLink) -> None:
         time.sleep(_POLL_SECONDS)
     log = (link.folder / "superlink.log").read_text(errors="replace")[-2000:]
     raise RoundError(f"Flower's SuperLink did not start:\n{log}")
+
+
+class _Process(NamedTuple):
+    """A process, told apart from a later one of the same number by when it started."""
+
+    pid: int
+    started: str
+
+
+def _parents() -> dict[_Process, int]:
+    """Return every process of this machine and its parent's number; nothing where there is no ``/proc`` (macOS)."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            parents[_Process(int(stat.parent.name), fields[19])] = int(fields[1])
+    return parents
+
+
+def _descendants(pid: int) -> set[_Process]:
+    parents = _parents()
+    family: set[_Process] = set()
+    while more := {p for p, parent in parents.items() if parent in {pid, *(f.pid for f in family)}} - family:
+        family |= more
+    return family
 
 
 def _free_port() -> int:
