@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -32,14 +33,14 @@ from simulations.bench.cases import CASES, Case, tiny
 from simulations.bench.plain import LOOPS, network
 from simulations.bench.timing import Rival, Timed, peak_bytes, quietness, race, resident_bytes
 
-__all__ = ["app", "bench"]
+__all__ = ["Contender", "app", "bench"]
 
 REFERENCE = "plain loop"
 _EXACT = 1e-9  # of the gradient's norm, in float64
 _CHECKED = 2  # tasks
 _GPU_TASKS = 32
 
-_ENGINES = {
+_ENGINES: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {"wardround": {}},
     "cuda": {
         "wardround": {},
@@ -53,7 +54,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass
-class _Run:
+class Contender:
     """One rival in its process: the engine (with options) or one of `LOOPS`."""
 
     name: str
@@ -72,10 +73,12 @@ class _Run:
     def _gradient(self, dtype: torch.dtype) -> Gradient:
         case, device = self.case, self.device
         if self.name in LOOPS:
+            if self.name != REFERENCE:
+                import_module(self.name)  # now: it is not part of the computation's time or memory
             loop, net = LOOPS[self.name], network(case, dtype).to(device)
             return lambda e: loop(net, e.to(device, dtype), case.rate, case.steps, case.first_order).cpu()
         learner = (Fomaml if case.first_order else Maml)(case.steps, case.rate, case.rate, case.recompute)
-        options: dict[str, Any] = _ENGINES[device.type][self.name]
+        options = _ENGINES[device.type][self.name]
         engine = Engine(learner, case.network(dtype), (device,), self.threads, **options)
         theta = learner.theta(engine.network)
 
@@ -96,10 +99,11 @@ class _Run:
             before = torch.cuda.memory_allocated()
             self.run()
             return torch.cuda.max_memory_allocated() - before
-        before, _ = resident_bytes(), self.run()
+        resident = resident_bytes()
         self.run()
-        after = peak_bytes()
-        return None if before is None or after is None else max(0, after - before)
+        self.run()
+        most = peak_bytes()
+        return None if resident is None or most is None else max(0, most - resident)
 
     def check(self) -> dict[str, Any]:
         some = self._episodes.take(slice(0, _CHECKED))
@@ -109,7 +113,7 @@ class _Run:
 
 
 def _rival(name: str, case: Case, device: str, threads: int) -> Rival:
-    return _Run(name, case, torch.device(device), threads)
+    return Contender(name, case, torch.device(device), threads)
 
 
 def bench(case: Case, *, device: str, threads: int, rounds: int) -> dict[str, Any]:
@@ -178,7 +182,7 @@ def _table(result: dict[str, Any], device: str) -> Table:
     )
     table.add_column("", min_width=18)
     columns = ["tasks/s", "x plain loop", "min .. max", "peak MB", "error", "error in float64"]
-    for column in [*columns, *(["chunk"] if device == "cuda" else [])]:
+    for column in [*columns, *["chunk"] * (device == "cuda")]:
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in result["rivals"].items():
         if "missing" in row:

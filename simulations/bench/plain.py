@@ -1,6 +1,7 @@
 """The loops that the engine is measured against, written as their users write them."""
 
 from collections.abc import Callable
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -83,7 +84,7 @@ def plain(net: nn.Module, episodes: Episodes, rate: float, steps: int, first_ord
     """PyTorch alone: `functional_call`, ``autograd.grad(create_graph=True)``, one backward per task."""
     net.zero_grad()
     for xs, ys, xq, yq in _tasks(episodes):
-        fast = dict(net.named_parameters())
+        fast: dict[str, Tensor] = dict(net.named_parameters())
         for _ in range(steps):
             loss = F.cross_entropy(functional_call(net, fast, (xs,)), ys)
             grads = torch.autograd.grad(loss, list(fast.values()), create_graph=not first_order)
@@ -94,12 +95,10 @@ def plain(net: nn.Module, episodes: Episodes, rate: float, steps: int, first_ord
 
 def learn2learn(net: nn.Module, episodes: Episodes, rate: float, steps: int, first_order: bool) -> Tensor:
     """As in the examples of learn2learn."""
-    import learn2learn as l2l
-
     net.zero_grad()
-    maml = l2l.algorithms.MAML(net, lr=rate, first_order=first_order)
+    maml = import_module("learn2learn").algorithms.MAML(net, lr=rate, first_order=first_order)
     for xs, ys, xq, yq in _tasks(episodes):
-        learner: Any = maml.clone()
+        learner = maml.clone()
         for _ in range(steps):
             learner.adapt(F.cross_entropy(learner(xs), ys))
         F.cross_entropy(learner(xq), yq).backward()  # type: ignore[no-untyped-call]
@@ -108,20 +107,18 @@ def learn2learn(net: nn.Module, episodes: Episodes, rate: float, steps: int, fir
 
 def higher(net: nn.Module, episodes: Episodes, rate: float, steps: int, first_order: bool) -> Tensor:
     """As in the examples of higher; its first-order gradient is that of the adapted weights."""
-    import higher as facebook_higher
-
+    innerloop: Any = import_module("higher").innerloop_ctx
     net.zero_grad()
     total = [torch.zeros_like(p) for p in net.parameters()]
     optimiser = torch.optim.SGD(net.parameters(), lr=rate)
     for xs, ys, xq, yq in _tasks(episodes):
-        with facebook_higher.innerloop_ctx(
-            net, optimiser, copy_initial_weights=False, track_higher_grads=not first_order
-        ) as (adapted, inner):
+        loop = innerloop(net, optimiser, copy_initial_weights=False, track_higher_grads=not first_order)
+        with loop as (adapted, inner):
             for _ in range(steps):
                 inner.step(F.cross_entropy(adapted(xs), ys))
             at = adapted.parameters(time=-1 if first_order else 0)
-            for sum_, g in zip(total, torch.autograd.grad(F.cross_entropy(adapted(xq), yq), list(at)), strict=True):
-                sum_ += g
+            grads = torch.autograd.grad(F.cross_entropy(adapted(xq), yq), list(at))
+            total = [t + g for t, g in zip(total, grads, strict=True)]
     return torch.cat([t.reshape(-1) for t in total]) / episodes.n_tasks
 
 

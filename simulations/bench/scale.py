@@ -27,10 +27,11 @@ from simulations.bench.timing import busy_seconds, peak_bytes, resident_bytes
 __all__ = ["app", "bench", "make_sites"]
 
 _REAL = 10  # site folders that are really prepared; the others share their images
-_STUDY = {
+_STUDY: dict[str, bool | int | float | str] = {
     "study.id": "scale",
     "study.title": "Many virtual sites",
     "sites.held-out": "hospital-0",
+    "algorithm.name": "maml",
     "data.patients-per-class": 4,
     "episodes.queries": 5,
     "episodes.per-round": 1,
