@@ -74,13 +74,14 @@ def busy_seconds() -> float | None:
 
 
 def resident_bytes() -> int | None:
-    """Return this process's resident memory; None where it cannot be known."""
-    return _status("VmRSS")
+    """Return this process's resident memory without files (libraries); None where it cannot be known."""
+    return _status("RssAnon")
 
 
 def peak_bytes() -> int | None:
-    """Return the most resident memory that this process ever had; None where it cannot be known."""
-    return _status("VmHWM")
+    """Return the most that `resident_bytes` ever was; None where it cannot be known."""
+    most, files = _status("VmHWM"), _status("RssFile")
+    return None if most is None or files is None else most - files  # libraries stay once they are in
 
 
 def _status(key: str) -> int | None:
