@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
-__all__ = ["Rival", "Timed", "busy_seconds", "peak_bytes", "race", "resident_bytes"]
+__all__ = ["Rival", "Timed", "busy_seconds", "peak_bytes", "quietness", "race", "resident_bytes"]
 
 #: A round is quiet when no call in it met more than this many cores' worth of other programs.
 QUIET = 0.1
@@ -91,7 +91,11 @@ def _status(key: str) -> int | None:
     return int(line.split()[1]) * 1024
 
 
-def race(rivals: Mapping[str, Callable[[], Rival]], rounds: int) -> dict[str, Timed]:
+def race(
+    rivals: Mapping[str, Callable[[], Rival]],
+    rounds: int,
+    judge: Callable[[Mapping[str, Timed]], None] = lambda _: None,
+) -> dict[str, Timed]:
     """Time some rivals in turns.
 
     Parameters
@@ -100,6 +104,8 @@ def race(rivals: Mapping[str, Callable[[], Rival]], rounds: int) -> dict[str, Ti
         Name to a picklable function that makes the rival in its process; it may raise ImportError.
     rounds : int
         Rounds that shall count; the quietest ones, where the machine is never quiet.
+    judge
+        Called with all checks before anything is timed; it may raise.
     """
     context = multiprocessing.get_context("spawn")  # a forked PyTorch has no threads
     lines: dict[str, Connection] = {}
@@ -116,6 +122,7 @@ def race(rivals: Mapping[str, Callable[[], Rival]], rounds: int) -> dict[str, Ti
         for name, line in lines.items():  # one after the other: checks and memory are not disturbed either
             line.send("start")
             out[name] = Timed(**line.recv())
+        judge(out)
         running = {name: line for name, line in lines.items() if not out[name].missing}
         tried: list[dict[str, tuple[float, float]]] = []
         while sum(_disturbance(r) <= QUIET for r in tried) < rounds and len(tried) < _PATIENCE * rounds:
@@ -124,12 +131,10 @@ def race(rivals: Mapping[str, Callable[[], Rival]], rounds: int) -> dict[str, Ti
             for name, (seconds, others) in turn.items():
                 out[name].seconds.append(seconds)
                 out[name].others.append(others)
-        for line in running.values():
-            line.send("stop")
     finally:
         for process in processes:
-            process.join(5)
             process.kill()
+            process.join()
     return out
 
 
@@ -161,7 +166,7 @@ def _serve(line: Connection, make: Callable[[], Rival]) -> None:
         line.send({"missing": str(error)})
         return
     line.send({"check": rival.check(), "peak": peak})
-    while line.recv() == "run":
+    while line.recv():
         cpu, wall = time.process_time(), time.perf_counter()
         rival.run()
         line.send((time.perf_counter() - wall, time.process_time() - cpu))
