@@ -67,7 +67,7 @@ class StudyIdentity(_Group):
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "demo"
     title: Annotated[str, Field(max_length=200)] = "Lesion types on phantom hospitals"
-    rounds: Annotated[int, Field(ge=0, le=100_000)] = 100
+    rounds: Annotated[int, Field(ge=0, le=100_000)] = 75
     seed: Seed = 0
     expires: str = ""
 
@@ -135,8 +135,8 @@ class Episodes(_Group):
     augment: Literal["none", "image", "class"] = "none"
     test_episodes: Annotated[int, Field(ge=2, le=100_000)] = 20
     test_every: Annotated[int, Field(ge=0)] = 0
-    scratch_steps: Annotated[int, Field(ge=0, le=10_000)] = 30
-    scratch_rate: Positive = 0.01
+    scratch_steps: Annotated[int, Field(ge=0, le=10_000)] = 20
+    scratch_rate: Positive = 0.02
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -151,7 +151,7 @@ class Outer(_Group):
     """The outer optimiser, kept for the whole run; ``cosine`` lets its rate fall to zero over the rounds."""
 
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
-    rate: Positive = 0.005
+    rate: Positive = 0.007
     schedule: Literal["constant", "cosine"] = "constant"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
 

@@ -17,7 +17,9 @@ _TYPES = {"join": "query.join", "train": "train", "evaluate": "evaluate"}
 
 # Sites asked at once: bounds the server's memory, and no real consortium is larger.
 _WINDOW = 64
-_POLL_SECONDS = 0.05
+# The first look for replies comes at once, later ones less and less often: a poll is a request over the network.
+_FIRST_POLL_SECONDS = 0.005
+_LAST_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def exchange(
         unsent = set(waiting) - set(ids)
         replies: dict[str, Message] = {}
         deadline = time.monotonic() + seconds
+        pause = _FIRST_POLL_SECONDS
         while waiting:
             # Failures of Flower's own come from node 1, so a reply is known by what it answers.
             new = {m.metadata.reply_to_message_id: m for m in grid.pull_messages(set(waiting) - set(replies) - unsent)}
@@ -83,7 +86,8 @@ def exchange(
                     continue
                 yield _judge(site, replies.pop(message_id, None), instruction, size, dtype)
             if not new and waiting:
-                time.sleep(_POLL_SECONDS)
+                time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+                pause = min(1.1 * pause, _LAST_POLL_SECONDS)
 
 
 def _judge(site: str, message: Message | None, instruction: Instruction, size: int, dtype: str) -> Answer | Refusal:

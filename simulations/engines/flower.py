@@ -149,11 +149,7 @@ def run_on_flower(
             if (status := _status(link, run_id)).startswith("finished"):
                 raise RoundError(f"the run ended without a result ({status}):\n{_log(link, run_id)}")
         time.sleep(_POLL_SECONDS)
-    while not (status := _status(link, run_id)).startswith("finished"):
-        time.sleep(_POLL_SECONDS)
-    if status != "finished:completed":
-        raise RoundError(f"the run ended as {status}:\n{_log(link, run_id)}")
-    return run_id
+    return run_id  # the result is the last thing that a run writes; Ray takes seconds more to end
 
 
 def _status(link: SuperLink, run_id: int) -> str:
