@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 
 from client.data.episodes import Pool, make_pool
+from client.data.image import Recipe
 from client.data.store import Site, open_site
 from client.devices import cpu_cores, local_devices
+from client.memory import keep_freed_memory
 from common.errors import NotPreparedError
 from common.meta import Engine, head_size, make_learner
 from common.meta.local_only import LocalOnly
@@ -17,7 +19,7 @@ from common.models import build
 from common.paths import home
 from common.study import Study
 
-__all__ = ["Session", "open_session", "virtual_site"]
+__all__ = ["Session", "open_session", "recipe_of", "virtual_site"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class Session:
         return make_pool(self.site, names, first, test=None if self.held_out else True)
 
 
+def recipe_of(study: Study) -> Recipe:
+    """Return how a study wants its pixels."""
+    return Recipe(study.model.channels, study.model.image_size, study.model.dimensions, study.model.window)
+
+
 def virtual_site(study: Study, partition: int) -> Path:
     """Return the folder of a virtual site, as `wardround-lab prepare` writes it."""
     return home() / "virtual" / study.data_digest[:16] / f"site-{partition}"
@@ -91,11 +98,12 @@ def open_session(run_config: Mapping[str, object], node_config: Mapping[str, obj
 
 @lru_cache(maxsize=8)
 def _session(study: Study, folder: Path) -> Session:
-    return Session(study, open_site(folder), *_engines(study))
+    return Session(study, open_site(folder, recipe_of(study)), *_engines(study))
 
 
 @lru_cache(maxsize=8)
 def _engines(study: Study) -> tuple[Engine, dict[str, torch.Tensor], Engine, dict[str, torch.Tensor]]:
+    keep_freed_memory()
     dtype = torch.float64 if study.wire.dtype == "float64" else torch.float32
     devices, cores = local_devices(dtype), cpu_cores()
     learner = make_learner(study.algorithm)

@@ -15,6 +15,7 @@ from common.errors import StudyError
 
 __all__ = [
     "ALGORITHMS",
+    "WINDOWS",
     "Algorithm",
     "Data",
     "Episodes",
@@ -39,6 +40,21 @@ ALGORITHMS = (
     "fedavg",
     "fedprox",
     "local-only",
+)
+
+#: How a CT's Hounsfield units are shown; ``header`` as the file itself says, which all other pictures follow.
+WINDOWS = (
+    "header",
+    "abdomen",
+    "angio",
+    "bone",
+    "brain",
+    "liver",
+    "lung",
+    "mediastinum",
+    "soft-tissue",
+    "stroke",
+    "subdural",
 )
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -93,7 +109,10 @@ class Sites(_Group):
 
 
 class Model(_Group):
-    """The network. ``arguments`` is a JSON object handed to a MONAI network or a factory."""
+    """The network and its images. ``arguments`` is a JSON object handed to a MONAI network or a factory.
+
+    ``window`` is how grey values are shown: ``header`` as the file says, or a window for CT by its name.
+    """
 
     name: str = "conv4"
     width: Count = 32
@@ -101,6 +120,7 @@ class Model(_Group):
     channels: Literal[1, 3] = 1
     image_size: Annotated[int, Field(ge=8, le=1024)] = 28
     dimensions: Literal[2, 3] = 2
+    window: Literal[WINDOWS] = "header"  # type: ignore[valid-type]
     arguments: str = "{}"
 
 
@@ -290,7 +310,7 @@ class Study(_Group):
         """Names prepared virtual sites: SHA-256 over all that the pixels and splits depend on, in hex."""
         parts = {
             "data": self.data.model_dump(),
-            "image": [self.model.channels, self.model.image_size, self.model.dimensions],
+            "image": [self.model.channels, self.model.image_size, self.model.dimensions, self.model.window],
             "classes": [self.episodes.class_names, self.episodes.held_out_names],
         }
         return sha256_hex(canonical_json(parts))

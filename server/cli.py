@@ -22,7 +22,9 @@ from server.record import write_atomic
 
 __all__ = ["app", "read_study"]
 
-app = typer.Typer(help="Write, check and sign federated studies.", no_args_is_help=True)
+app = typer.Typer(
+    help="Write, check and sign federated studies.", no_args_is_help=True, pretty_exceptions_show_locals=False
+)
 
 File = Annotated[Path, typer.Argument(help="A study file (TOML).", metavar="FILE")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]

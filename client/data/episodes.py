@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.data.augment import SYMMETRIES, transform
-from client.data.store import Site
+from client.data.store import SPLITS, Site
 from common import study
 from common.errors import DataError
 from common.meta.episodes import Batch, Episodes
@@ -48,9 +48,9 @@ def make_pool(site: Site, classes: Sequence[str], first: int, *, test: bool | No
     first : int
         Place of ``classes[0]`` in the study's class list.
     test : bool or None
-        Images of the test split, of the training split, or of both.
+        Images of the test split, of the training split, or all.
     """
-    usable = np.ones(len(site.labels), np.bool_) if test is None else site.is_test == test
+    usable = site.on_side(SPLITS if test is None else ("test",) if test else ("train",))
     kept, images = [], []
     for place, name in enumerate(classes, first):
         if name not in site.label_names:
@@ -175,6 +175,6 @@ def _take(
 
 
 def _batch(site: Site, slots: NDArray[np.int64], labels: NDArray[np.int64], mask: NDArray[np.bool_]) -> Batch:
-    x = torch.from_numpy(site.pixels[slots]).to(torch.float32)
+    x = torch.from_numpy(site.pixels(slots)).to(torch.float32)
     x.sub_(_CENTRE).div_(_SPREAD)
     return Batch(x, torch.from_numpy(labels), torch.from_numpy(mask))

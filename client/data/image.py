@@ -1,39 +1,16 @@
-"""One image on its way from a file into the pixel cache."""
+"""From a picture as a display shows it to the pixels that a study's network takes."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from PIL import Image
 
+from common.canonical import canonical_json
 from common.errors import DataError
 
-__all__ = ["Recipe", "SourceImage", "preprocess"]
-
-
-@dataclass(frozen=True)
-class SourceImage:
-    """What a reader makes of one image.
-
-    Attributes
-    ----------
-    pixels : ndarray
-        uint8 ``[H, W]`` or ``[H, W, 3]``, or a volume ``[D, H, W]`` where ``volume``; larger is brighter.
-    patient : str
-        The patient, lesion or smear that must never be on two sides. Only its keyed hash is stored.
-    label : str
-        The class.
-    modality : str
-        DICOM modality, or ``""``.
-    volume : bool
-        Whether the first axis of a 3-D array is depth.
-    """
-
-    pixels: NDArray[np.uint8]
-    patient: str
-    label: str
-    modality: str = ""
-    volume: bool = False
+__all__ = ["Recipe", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -44,47 +21,72 @@ class Recipe:
     ----------
     channels, size, dimensions : int
         Channels (1 or 3), side length in pixels, and 2 or 3 axes.
+    window : str
+        ``header``, or one of `client.data.windows`.
     """
 
     channels: int
     size: int
     dimensions: int = 2
+    window: str = "header"
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one prepared image: ``(C, size, size)`` or ``(C, size, size, size)``."""
         return (self.channels, *[self.size] * self.dimensions)
 
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits."""
+        return sha256(canonical_json(vars(self))).hexdigest()[:16]
 
-def preprocess(image: SourceImage, recipe: Recipe) -> NDArray[np.uint8]:
-    """Return an image as the study's network takes it: uint8 of the recipe's shape.
 
-    Grey becomes colour by repetition and colour becomes grey by its mean; the side lengths are changed by linear
-    interpolation (with antialiasing in 2-D), aspect ratio given up.
+def prepare(shown: NDArray[np.float32], recipe: Recipe) -> NDArray[np.uint8]:
+    """Return a picture as the study's network takes it: uint8 of the recipe's shape.
+
+    Grey becomes colour by repetition and colour becomes grey by its mean; side lengths are changed by antialiased
+    linear interpolation along every axis, aspect ratio given up. Rounded once, at the end.
+
+    Parameters
+    ----------
+    shown : ndarray
+        ``[H, W]``, ``[H, W, 3]`` or, for a 3-D recipe, ``[D, H, W]``; 0 to 1.
+    recipe : Recipe
+        What is wanted.
 
     Raises
     ------
     DataError
-        The image has not the study's number of dimensions.
+        The picture has not the recipe's number of dimensions.
     """
-    pixels = image.pixels
-    if image.volume != (recipe.dimensions == 3):
+    colour = shown.ndim == 3 and recipe.dimensions == 2 and shown.shape[-1] == 3
+    if shown.ndim - colour != recipe.dimensions:
         raise DataError(
             f"the study wants {recipe.dimensions}-D images: set model.dimensions, or choose another data source"
         )
-    x = torch.from_numpy(np.ascontiguousarray(pixels)).float()
-    colour = x.dim() == recipe.dimensions + 1
-    x = x.movedim(-1, 0) if colour else x.unsqueeze(0)
-    if x.shape[0] != recipe.channels:
-        x = x.mean(0, keepdim=True).expand(recipe.channels, *x.shape[1:])
-    if tuple(x.shape) != recipe.shape:
-        mode = "bilinear" if recipe.dimensions == 2 else "trilinear"
-        x = torch.nn.functional.interpolate(
-            x.unsqueeze(0),
-            size=recipe.shape[1:],
-            mode=mode,
-            align_corners=False,
-            antialias=recipe.dimensions == 2,
-        )[0]
-    out: NDArray[np.uint8] = x.round().clamp(0, 255).to(torch.uint8).numpy()
-    return out
+    if not colour:
+        channels = [shown]
+    elif recipe.channels == 1:
+        channels = [shown.mean(-1, dtype=np.float32)]
+    else:
+        channels = list(np.moveaxis(shown, -1, 0))
+    small = np.stack([_resized(channel, recipe.size) for channel in channels])
+    out: NDArray[np.uint8] = (small.clip(0, 1) * 255).round().astype(np.uint8)
+    return np.broadcast_to(out, recipe.shape)
+
+
+def _resized(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Return ``[H, W]`` or ``[D, H, W]`` with all sides of one length."""
+    if image.ndim == 3:
+        slices = np.stack([_resized(plane, size) for plane in image])
+        # Along the depth as if it were the rows of one very wide picture, whose columns stay.
+        return _rows(slices.reshape(len(slices), -1), size).reshape(size, size, size)
+    if image.shape == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _rows(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    if len(image) == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((image.shape[1], size), Image.Resampling.BILINEAR))

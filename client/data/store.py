@@ -1,13 +1,6 @@
-"""A site's folder: keyed catalogue, pixel cache, secret key; written once, then opened read-only."""
+"""A site's folder, opened read-only for one study: labels, patients and prepared pixels."""
 
-import hmac
-import json
-import os
-import shutil
-import sqlite3
-import tempfile
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,21 +8,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.image import Recipe, SourceImage, preprocess
+from client.data.cache import mapped
+from client.data.catalogue import open_catalogue
+from client.data.image import Recipe
+from client.data.keys import keyed, load_key
 from common.canonical import canonical_json
 from common.errors import DataError, NotPreparedError
 
-__all__ = ["Site", "create_site", "open_site"]
+__all__ = ["SPLITS", "Site", "open_site"]
 
-_SCHEMA = """
-CREATE TABLE image (
-    slot INTEGER PRIMARY KEY,
-    patient BLOB NOT NULL,
-    label TEXT NOT NULL,
-    modality TEXT NOT NULL,
-    split TEXT NOT NULL CHECK (split IN ('train', 'test'))
-) STRICT
-"""
+#: The sides that a patient can be on.
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -41,29 +30,41 @@ class Site:
     folder : Path
         Where it is.
     index, name : int, str
-        Its number, and the name that the study knows it by.
-    pixels : ndarray
-        ``[N, C, *]`` uint8, memory-mapped.
+        Its number among virtual sites, and its name.
+    cache : ndarray
+        ``[S, C, *]`` uint8, memory-mapped: all prepared pixels.
+    slots : ndarray
+        ``[N]``, where in ``cache`` an image's pixels are. Images that no episode may hold are not among the N.
     labels : ndarray
         ``[N]`` index into ``label_names``.
     patients : ndarray
         ``[N]`` number of the patient within this site.
-    is_test : ndarray
-        ``[N]`` bool: the image's patient is in the test split.
+    split : ndarray
+        ``[N]`` index into `SPLITS`: the side of the image's patient.
     """
 
     folder: Path
     index: int
     name: str
-    pixels: NDArray[np.uint8]
+    cache: NDArray[np.uint8]
+    slots: NDArray[np.int64]
     labels: NDArray[np.int64]
     label_names: tuple[str, ...]
     patients: NDArray[np.int64]
-    is_test: NDArray[np.bool_]
+    split: NDArray[np.int8]
 
     @cached_property
     def _key(self) -> bytes:
-        return (self.folder / "site.key").read_bytes()
+        return load_key(self.folder / "site.key")
+
+    def pixels(self, images: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the pixels of some images ``[*]`` as ``[*, C, *]``, in memory."""
+        out: NDArray[np.uint8] = self.cache[self.slots[images]]
+        return out
+
+    def on_side(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """Return ``[N]``: whether an image's patient is in one of these splits."""
+        return np.isin(self.split, [SPLITS.index(name) for name in names])
 
     def generator(self, *purpose: object) -> np.random.Generator:
         """Return the site's own randomness for one purpose.
@@ -71,94 +72,53 @@ class Site:
         It is a pseudo-random function of the site's secret key and the purpose: unknown outside, the same again
         when a round is repeated, independent between purposes.
         """
-        seed = _keyed(self._key, b"generator", canonical_json(purpose))
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(seed[:16], "big")))
+        seed = keyed(self._key, "generator", canonical_json(purpose))
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(seed, "big")))
 
 
-def create_site(
-    folder: Path,
-    images: Iterable[SourceImage],
-    *,
-    index: int,
-    name: str,
-    key: bytes,
-    recipe: Recipe,
-    test_fraction: float,
-) -> int:
-    """Write a site folder and return its number of images; nothing is left behind on failure.
+def open_site(folder: Path, recipe: Recipe) -> Site:
+    """Open a site folder for a study.
 
     Parameters
     ----------
     folder : Path
-        Must not exist yet; it appears whole or not at all.
-    images : iterable of SourceImage
-        Taken one by one: memory does not grow with their number.
-    index, name : int, str
-        The site's number and name.
-    key : bytes
-        32 secret bytes. Patients are stored as keyed hashes only.
+        As `client.data.index.index` wrote it.
     recipe : Recipe
-        How pixels are prepared.
-    test_fraction : float
-        Share of patients in the test split, by keyed hash: a patient's side never changes as data are added.
-
-    Raises
-    ------
-    DataError
-        There is no image at all, or one has the wrong number of dimensions.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with (
-            (work / "pixels.raw").open("wb") as pixels,
-            closing(sqlite3.connect(work / "catalogue.sqlite")) as database,
-            database,
-        ):
-            database.execute(_SCHEMA)
-            count = 0
-            for image in images:
-                pixels.write(preprocess(image, recipe).tobytes())
-                patient = _keyed(key, b"patient", image.patient.encode())[:16]
-                fraction = int.from_bytes(_keyed(key, b"split", patient)[:8], "big") / 2**64
-                split = "test" if fraction < test_fraction else "train"
-                row = (count, patient, image.label, image.modality, split)
-                database.execute("INSERT INTO image VALUES (?, ?, ?, ?, ?)", row)
-                count += 1
-        if count == 0:
-            raise DataError(f"site {name} has no images: check the data source and the partition")
-        (work / "site.key").touch(mode=0o600)
-        (work / "site.key").write_bytes(key)
-        about = {"index": index, "name": name, "shape": [count, *recipe.shape]}
-        (work / "site.json").write_text(json.dumps(about))
-        os.replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return count
-
-
-def open_site(folder: Path) -> Site:
-    """Open a site folder.
+        How the study wants its pixels.
 
     Raises
     ------
     NotPreparedError
-        There is no such folder.
+        There is no catalogue, or no cache for this recipe.
+    DataError
+        The catalogue or the cache is damaged, or the same picture or patient is on two sides of the split.
     """
-    try:
-        about = json.loads((folder / "site.json").read_text())
-    except FileNotFoundError:
-        raise NotPreparedError(
-            "this site has no images prepared for this study: run `wardround-lab prepare STUDY` first"
-        ) from None
-    pixels = np.memmap(folder / "pixels.raw", np.uint8, "r", shape=tuple(about["shape"]))
-    with closing(sqlite3.connect(f"file:{folder / 'catalogue.sqlite'}?mode=ro", uri=True)) as database:
-        rows = database.execute("SELECT label, patient, split = 'test' FROM image ORDER BY slot").fetchall()
-    names, labels = np.unique([row[0] for row in rows], return_inverse=True)
-    _, patients = np.unique([row[1].hex() for row in rows], return_inverse=True)
-    is_test = np.array([row[2] for row in rows], dtype=np.bool_)
-    return Site(folder, about["index"], about["name"], pixels, labels, tuple(map(str, names)), patients, is_test)
-
-
-def _keyed(key: bytes, purpose: bytes, value: bytes) -> bytes:
-    return hmac.digest(key, purpose + b"\0" + value, "sha256")
+    with open_catalogue(folder / "catalogue.sqlite") as catalogue:
+        run = catalogue.database.execute
+        usable = "FROM image JOIN cached USING (slot) WHERE recipe = ? AND checksum IS NOT NULL AND aside IS NULL"
+        rows = run(f"SELECT slot, label, patient, split {usable} ORDER BY slot", (recipe.digest,)).fetchall()
+        if not rows:
+            raise NotPreparedError(
+                "this site has no images prepared for this study: run `wardround-site index --study STUDY` with its "
+                "folders, or in simulation `wardround-lab prepare STUDY`"
+            )
+        if catalogue.setting("leaks") not in ("", "0"):
+            raise DataError(
+                "this site's split leaks: a picture is on two sides of it; see the report of `wardround-site index`"
+            )
+        (last,) = run(f"SELECT max(slot) {usable}", (recipe.digest,)).fetchone()
+        name, number = catalogue.setting("name"), int(catalogue.setting("number"))
+    slots, labels, patients, split = zip(*rows, strict=True)
+    label_names, label = np.unique(labels, return_inverse=True)
+    _, patient = np.unique([p.hex() for p in patients], return_inverse=True)
+    return Site(
+        folder,
+        number,
+        name,
+        mapped(folder, recipe, last),
+        np.array(slots, np.int64) - 1,
+        label,
+        tuple(map(str, label_names)),
+        patient,
+        np.array([SPLITS.index(side) for side in split], np.int8),
+    )

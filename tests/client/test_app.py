@@ -148,7 +148,7 @@ def test_exceptions_while_reading_pixels_and_while_answering(
 
     session = client_session.open_session(study.run_config(), {"partition-id": 0})
     with monkeypatch.context() as patch:
-        broken = replace(session.site, pixels=cast(Any, Unreadable()))
+        broken = replace(session.site, cache=cast(Any, Unreadable()))
         patch.setattr(client_app, "open_session", lambda *_: replace(session, site=broken))
         first = incident(ask(study, 0, *instruct(study, "train")))
     with monkeypatch.context() as patch:

@@ -83,7 +83,7 @@ def test_the_episodes_are_the_same_in_every_round_and_for_every_algorithm(
 def test_only_patients_that_never_train_are_asked(session: Session, drawn: list[Episodes]) -> None:
     evaluate(session, session.theta, instruct(session.study, "evaluate")[0])
     site = session.site
-    held_back = {pixels.tobytes() for pixels, test in zip(site.pixels, site.is_test, strict=True) if test}
+    held_back = {pixels.tobytes() for pixels in site.pixels(np.flatnonzero(site.on_side(["test"])))}
     for episodes in drawn:
         for batch in (episodes.support, episodes.query):
             assert batch.mask is not None

@@ -58,7 +58,7 @@ def test_pools_of_a_training_site_part_its_patients(study: Study, sites: list[Si
     for pool, test in ((train, False), (known, True), (new, True)):
         slots = [slot for images in pool.images for part in images.values() for slot in part.tolist()]
         assert slots
-        assert (site.is_test[slots] == test).all()
+        assert (site.split[slots] == (2 if test else 0)).all()
         sides.append(set(site.patients[slots].tolist()))
     assert not sides[0] & (sides[1] | sides[2])
     assert set(train.classes) | set(known.classes) <= {0, 1, 2, 3}

@@ -25,8 +25,8 @@ def make_site(patients: list[int], labels: list[int], is_test: list[bool] | None
     pixels = np.stack([slots // 256, slots % 256], axis=1).astype(np.uint8).reshape(-1, 1, 1, 2)
     present = sorted({NAMES[label] for label in labels})
     index = np.array([present.index(NAMES[label]) for label in labels])
-    test = np.array(is_test if is_test is not None else [False] * len(labels), np.bool_)
-    return Site(Path("nowhere"), 0, "hospital-0", pixels, index, tuple(present), np.array(patients), test)
+    split = 2 * np.array(is_test if is_test is not None else [False] * len(labels), np.int8)
+    return Site(Path("nowhere"), 0, "hospital-0", pixels, slots, index, tuple(present), np.array(patients), split)
 
 
 @st.composite
@@ -142,8 +142,8 @@ def test_fewer_than_two_classes_are_refused(site: Site, spec: Spec) -> None:
 @settings(max_examples=40, deadline=None)
 @given(sites(), st.data())
 def test_a_pool_holds_exactly_the_images_of_its_split(site: Site, data: st.DataObject) -> None:
-    tested = data.draw(st.lists(st.booleans(), min_size=12, max_size=12))
-    split = Site(**{**vars(site), "is_test": np.array([tested[p] for p in site.patients])})
+    side = data.draw(st.lists(st.integers(0, 2), min_size=12, max_size=12))
+    split = Site(**{**vars(site), "split": np.array([side[p] for p in site.patients], np.int8)})
     for test in (True, False, None):
         pool = make_pool(split, NAMES[1:], 1, test=test)
         assert set(pool.classes) <= set(range(1, len(NAMES)))
@@ -151,7 +151,8 @@ def test_a_pool_holds_exactly_the_images_of_its_split(site: Site, data: st.DataO
             there = [
                 slot
                 for slot in range(len(split.labels))
-                if split.label_names[split.labels[slot]] == NAMES[place] and test in (None, split.is_test[slot])
+                if split.label_names[split.labels[slot]] == NAMES[place]
+                and (test is None or split.split[slot] == (2 if test else 0))
             ]
             if len({int(split.patients[slot]) for slot in there}) < 2:
                 assert place not in pool.classes
@@ -245,7 +246,7 @@ def test_pixels_are_scaled_to_about_zero_mean_and_unit_spread() -> None:
 def test_augmentation_is_for_training_only_and_keeps_labels(mode: str) -> None:
     site = plenty()
     generator = np.random.default_rng(1)
-    square = Site(**{**vars(site), "pixels": generator.integers(0, 256, (len(site.labels), 1, 4, 4), np.uint8)})
+    square = Site(**{**vars(site), "cache": generator.integers(0, 256, (len(site.labels), 1, 4, 4), np.uint8)})
     pool, plan = make_pool(square, NAMES, 0, test=False), spec(augment=mode)
     plain, turned = (draw(square, pool, plan, 4, rng(), augment=augment) for augment in (False, True))
     assert torch.equal(plain.support.y, turned.support.y)

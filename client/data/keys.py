@@ -1,0 +1,51 @@
+"""Keyed hashes: how a site remembers who is who without remembering anybody."""
+
+import hmac
+import os
+from pathlib import Path
+
+from common.errors import DataError
+
+__all__ = ["KEY_BYTES", "keyed", "load_key"]
+
+#: Length of a site's key.
+KEY_BYTES = 32
+
+
+def keyed(key: bytes, purpose: str, value: str | bytes) -> bytes:
+    """Return HMAC-SHA256 of a value under the site's key, cut to 16 bytes; purposes never collide."""
+    # Names of files are not always UTF-8: what they hold instead becomes surrogates, and must not raise.
+    data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+    return hmac.digest(key, purpose.encode() + b"\0" + data, "sha256")[:16]
+
+
+def load_key(path: Path, *, new: bytes | None = None) -> bytes:
+    """Return a site's secret key, which is readable by its owner alone.
+
+    Parameters
+    ----------
+    path : Path
+        The key file.
+    new : bytes, optional
+        The key to write where there is none yet. Without it, there must be one.
+
+    Raises
+    ------
+    DataError
+        The file is missing, or not a key.
+    """
+    if not path.exists() and new is not None:
+        work = path.with_name(path.name + ".partial")
+        descriptor = os.open(work, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(new)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(work, path)
+    key = path.read_bytes() if path.exists() else b""
+    if len(key) != KEY_BYTES:
+        raise DataError(
+            f"site.key has {len(key)} bytes, not {KEY_BYTES}: restore it from its backup; without it no patient "
+            "is known again"
+        )
+    return key

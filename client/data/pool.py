@@ -1,0 +1,189 @@
+"""Worker processes that may hang or die on a file, and cost that file alone.
+
+Tasks are dealt out in turn and results come in the order of the tasks, so what is made of them does not depend on which
+worker was faster. A worker that is ahead waits when its pipe is full: memory does not grow with the number of tasks.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+from client.memory import keep_freed_memory
+
+__all__ = ["CRASHED", "TOO_SLOW", "Failure", "run_in_workers"]
+
+T = TypeVar("T")
+
+#: Bytes that a worker may allocate; a decoder that wants more fails, and the machine goes on.
+_MEMORY = 8 * 2**30
+_DUMPABLE = 4  # PR_SET_DUMPABLE of <sys/prctl.h>
+
+_END = object()
+
+CRASHED, TOO_SLOW = "crashed", "too slow"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What became of a task without an end: `CRASHED` or `TOO_SLOW`."""
+
+    kind: str
+
+
+@dataclass
+class _Worker(Generic[T]):
+    process: ForkServerProcess
+    line: Connection
+    told: deque[T] = field(default_factory=deque)
+
+
+def run_in_workers(
+    work: Callable[[T], Iterator[Any]],
+    tasks: Iterable[T],
+    *,
+    workers: int,
+    seconds: float,
+    ahead: int = 16,
+    preload: Iterable[str] = (),
+) -> Generator[tuple[T, Iterator[Any]]]:
+    """Yield every task in order with an iterator over what ``work`` makes of it, computed in other processes.
+
+    The iterator of a task must be used up before the next task is asked for. It ends with a `Failure` where the worker
+    died, or gave nothing for a while; everything before that is as it was sent.
+
+    Parameters
+    ----------
+    work : callable
+        Picklable; yields picklable results of one task. It must not raise.
+    tasks : iterable
+        Picklable; taken one by one.
+    workers : int
+        Processes.
+    seconds : float
+        How long a worker may take for the next result.
+    ahead : int
+        Tasks that a worker is told of in advance, so that it need not wait for its next one. All of them must fit
+        into a pipe: 1 for tasks of any size.
+    preload : iterable of str
+        Modules that every worker starts with.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__, *preload])
+    crew: list[_Worker[T]] = []
+    source, turns = iter(tasks), cycle(range(workers))
+    order: deque[int] = deque()
+    try:
+        while True:
+            for task in islice(source, workers * ahead - len(order)):
+                number = next(turns)
+                if number == len(crew):  # a run that has nothing to read starts no process
+                    crew.append(_hire(context, work, seconds))
+                _tell(crew[number], task)
+                order.append(number)
+            if not order:
+                return
+            number = order.popleft()
+            results = _results(context, work, crew, number, seconds)
+            yield crew[number].told[0], results
+            for _ in results:
+                pass
+            crew[number].told.popleft()
+    finally:
+        for worker in crew:
+            worker.process.kill()
+            worker.line.close()
+        for worker in crew:
+            worker.process.join()
+
+
+def _results(
+    context: ForkServerContext, work: Callable[[T], Iterator[Any]], crew: list[_Worker[T]], number: int, seconds: float
+) -> Iterator[Any]:
+    worker, failure = crew[number], None
+    while True:
+        try:
+            if not worker.line.poll(seconds):
+                failure = Failure(TOO_SLOW)
+                break
+            last, result = worker.line.recv()
+        except (EOFError, OSError):
+            failure = Failure(CRASHED)
+            break
+        if last:
+            return
+        yield result
+    worker.process.kill()
+    worker.process.join()
+    worker.line.close()
+    if worker.process.exitcode == -signal.SIGALRM:
+        failure = Failure(TOO_SLOW)
+    crew[number] = _hire(context, work, seconds)
+    crew[number].told.append(worker.told.popleft())  # not again
+    for task in worker.told:
+        _tell(crew[number], task)
+    yield failure
+
+
+def _hire(context: ForkServerContext, work: Callable[[T], Iterator[Any]], seconds: float) -> _Worker[T]:
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, work, seconds), daemon=True)
+    with _no_main_module():
+        process.start()
+    there.close()
+    return _Worker(process, here)
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Keep a new process from importing the program that starts it, which takes seconds and is not needed."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _tell(worker: _Worker[T], task: T) -> None:
+    worker.told.append(task)
+    # It may have died on an earlier task; when that one's results are asked for, another is hired and told again.
+    with suppress(BrokenPipeError, ConnectionResetError):
+        worker.line.send(task)
+
+
+def _serve(line: Connection, work: Callable[[T], Iterator[Any]], seconds: float) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    # A dump of this process would hold patients' names and pixels, and what a decoder prints can quote its file.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DUMPABLE, 0, 0, 0, 0)
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        memory = _MEMORY if most == resource.RLIM_INFINITY else min(_MEMORY, most)
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    keep_freed_memory()
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            results = work(line.recv())
+            while True:
+                # The parent ends a worker that is too slow; should the parent be killed, this does.
+                signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
+                result = next(results, _END)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                line.send((result is _END, None if result is _END else result))
+                if result is _END:
+                    break
