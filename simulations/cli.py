@@ -29,7 +29,9 @@ from simulations.tables import summary
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Federated meta-learning on virtual hospitals.", no_args_is_help=True)
+app = typer.Typer(
+    help="Federated meta-learning on virtual hospitals.", no_args_is_help=True, pretty_exceptions_show_locals=False
+)
 
 StudyFile = Annotated[
     Path | None, typer.Argument(metavar="[STUDY]", help="A study file; without one, the default study.")

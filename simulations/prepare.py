@@ -1,38 +1,43 @@
-"""Virtual hospitals on disk: one site folder per partition, read by the same code as a real hospital's."""
+"""Virtual hospitals on disk: one site folder per partition, indexed by the same code as a real hospital's."""
 
-import csv
 import hashlib
+import multiprocessing
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.dicom import read_dicom
-from client.data.image import Recipe, SourceImage
-from client.data.store import Site, create_site, open_site
-from client.session import virtual_site
+from client.data.catalogue import Split
+from client.data.index import Plan, index
+from client.data.labels import Labels
+from client.data.store import Site, open_site
+from client.devices import cpu_cores
+from client.session import recipe_of, virtual_site
 from common.errors import DataError
 from common.study import Study
 from simulations import medmnist, partitions
 from simulations.phantoms import LESIONS, SCANNERS, write_hospital
 from simulations.public import LabelledImages, load
 
-__all__ = ["VirtualSite", "census", "prepare"]
+__all__ = ["census", "prepare"]
 
 #: Called with a line of text after every finished site.
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class VirtualSite:
-    """A virtual hospital before its folder is written: what it was made from, and its images, one by one."""
+class _Source:
+    """A virtual hospital's own files, before they are indexed."""
 
     origin: str
-    images: Iterator[SourceImage]
+    images: Path
+    labels: Path | None
 
 
 def prepare(study: Study, progress: Progress = lambda _: None) -> list[Site]:
@@ -43,22 +48,38 @@ def prepare(study: Study, progress: Progress = lambda _: None) -> list[Site]:
     DataError
         The data source cannot be read, or does not fit the partition or the network.
     """
+    recipe = recipe_of(study)
     todo = [i for i in range(study.data.sites) if not virtual_site(study, i).exists()]
     if todo:
-        recipe = Recipe(study.model.channels, study.model.image_size, study.model.dimensions)
-        for index, site in _virtual_sites(study, set(todo)):
-            key = hashlib.sha256(f"virtual site {study.data_digest} {index}".encode()).digest()
-            count = create_site(
-                virtual_site(study, index),
-                site.images,
-                index=index,
-                name=f"hospital-{index}",
-                key=key,
-                recipe=recipe,
-                test_fraction=study.data.test_fraction,
-            )
-            progress(f"hospital-{index}: {count} images, {site.origin}")
-    return [open_site(virtual_site(study, i)) for i in range(study.data.sites)]
+        virtual_site(study, 0).parent.mkdir(parents=True, exist_ok=True)
+        # Another preparation may be at work: each has a folder of its own, and the first to end wins.
+        with tempfile.TemporaryDirectory(prefix=".preparing-", dir=virtual_site(study, 0).parent) as name:
+            for number, source in _sources_on_disk(study, todo, Path(name)):
+                work = Path(name) / f"site-{number}"
+                counts = index(
+                    Plan(
+                        work,
+                        [source.images],
+                        [recipe],
+                        Labels(source.labels, {}) if source.labels else None,
+                        split=Split(0.0, study.data.test_fraction),
+                        name=f"hospital-{number}",
+                        number=number,
+                        key=hashlib.sha256(f"virtual site {study.data_digest} {number}".encode()).digest(),
+                        leave_out_shared=True,
+                        workers=cpu_cores(),
+                    )
+                )
+                if counts.refused:
+                    raise DataError(
+                        f"hospital-{number}: {counts.refused} of {counts.files} files were refused "
+                        f"({counts.refusals[0][1].value}): check model.dimensions and the data source"
+                    )
+                site = open_site(work, recipe)
+                if not virtual_site(study, number).exists():
+                    os.replace(work, virtual_site(study, number))
+                progress(f"hospital-{number}: {len(site.labels)} images, {source.origin}")
+    return [open_site(virtual_site(study, i), recipe) for i in range(study.data.sites)]
 
 
 def census(study: Study, sites: list[Site]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -71,44 +92,48 @@ def census(study: Study, sites: list[Site]) -> tuple[NDArray[np.int64], tuple[st
     return np.array(counts, np.int64), classes
 
 
-def _virtual_sites(study: Study, wanted: set[int]) -> Iterator[tuple[int, VirtualSite]]:
+def _sources_on_disk(study: Study, wanted: list[int], folder: Path) -> Iterator[tuple[int, _Source]]:
+    """Yield the virtual hospitals' files, one hospital at a time; they go when the next one is asked for."""
     if study.data.source == "phantoms":
-        for index in sorted(wanted):
-            yield index, _phantom_site(study, index)
+        yield from _phantoms(study, wanted, folder)
         return
-    for index, (origin, data) in enumerate(_partition(study)):
-        if index in wanted:
-            yield index, VirtualSite(origin, _public_images(data))
+    for number, (origin, data) in enumerate(_partition(study)):
+        if number not in wanted:
+            continue
+        path = folder / f"images-{number}.npz"
+        label_names = np.array(data.label_names)
+        np.savez(path, images=data.images, labels=data.labels, groups=data.groups, label_names=label_names)
+        yield number, _Source(origin, path, None)
+        path.unlink()
 
 
-def _phantom_site(study: Study, index: int) -> VirtualSite:
-    """Return a hospital of phantoms: real DICOM files of one scanner, in a folder that goes when they are read."""
+def _phantoms(study: Study, wanted: list[int], folder: Path) -> Iterator[tuple[int, _Source]]:
+    """Write hospitals of real DICOM files, one scanner each; the next ones while the first is indexed."""
     if study.data.partition != "natural":
         raise DataError("phantoms come as one scanner a hospital: use data.partition = 'natural'")
     lesions = study.episodes.class_names + study.episodes.held_out_names
     if unknown := set(lesions) - set(LESIONS):
         raise DataError(f"no phantom lesion is called {sorted(unknown)}; there are: {', '.join(LESIONS)}")
-    scanner = SCANNERS[index % len(SCANNERS)]
-
-    def images() -> Iterator[SourceImage]:
-        folder = Path(tempfile.mkdtemp(prefix="wardround-phantoms-"))
-        try:
-            write_hospital(
-                folder,
-                scanner=scanner,
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(cpu_cores(), mp_context=context) as pool:
+        written: dict[int, Future[int]] = {
+            number: pool.submit(
+                write_hospital,
+                folder / f"archive-{number}",
+                scanner=SCANNERS[number % len(SCANNERS)],
                 lesions=lesions,
                 patients_per_lesion=study.data.patients_per_class,
-                seed=study.data.seed + index,
+                seed=study.data.seed + number,
                 size=2 * study.model.image_size,
             )
-            with (folder / "labels.csv").open(newline="") as file:
-                labels = {row["SOPInstanceUID"]: row["label"] for row in csv.DictReader(file)}
-            for path in sorted((folder / "dicom").rglob("*.dcm")):
-                yield read_dicom(path, labels)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    return VirtualSite(f"{scanner.modality} phantoms ({scanner.name})", images())
+            for number in wanted
+        }
+        for number, done in written.items():
+            done.result()
+            scanner, archive = SCANNERS[number % len(SCANNERS)], folder / f"archive-{number}"
+            origin = f"{scanner.modality} phantoms ({scanner.name})"
+            yield number, _Source(origin, archive / "dicom", archive / "labels.csv")
+            shutil.rmtree(archive)
 
 
 def _partition(study: Study) -> list[tuple[str, LabelledImages]]:
@@ -164,9 +189,3 @@ def _natural(source: str, images: LabelledImages) -> list[tuple[str, LabelledIma
         return [(source, images)]
     parts = partitions.split_by_site(images, partitions.by_site(images))
     return list(zip(images.site_names, parts, strict=True))
-
-
-def _public_images(data: LabelledImages) -> Iterator[SourceImage]:
-    for pixels, label, group in zip(data.images, data.labels, data.groups, strict=True):
-        volume = pixels.ndim == 3 and pixels.shape[-1] != 3  # a last axis of 3 is colour
-        yield SourceImage(pixels, str(group), data.label_names[label], volume=volume)

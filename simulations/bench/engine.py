@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from client.devices import cpu_cores
+from client.memory import keep_freed_memory
 from common.console import plain_errors
 from common.errors import DeviceError
 from common.meta import Engine, Episodes
@@ -79,6 +80,7 @@ class Contender:
                 import_module(self.name)  # now: it is not part of the computation's time or memory
             loop, net = LOOPS[self.name], network(case, dtype).to(device)
             return lambda e: loop(net, e.to(device, dtype), case.rate, case.steps, case.first_order).cpu()
+        keep_freed_memory()  # as a site's process does
         learner = (Fomaml if case.first_order else Maml)(case.steps, case.rate, case.rate, case.recompute)
         options = _ENGINES[device.type][self.name]
         engine = Engine(learner, case.network(dtype), (device,), self.threads, **options)

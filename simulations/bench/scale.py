@@ -8,10 +8,12 @@ import json
 import multiprocessing
 import os
 import shutil
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, redirect_stdout
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,16 +54,17 @@ def make_sites(study: Study) -> None:
     from simulations.prepare import prepare
 
     real = prepare(study.override({"data.sites": min(_REAL, study.data.sites)}))
-    for index in range(study.data.sites):
-        source, folder = real[index % len(real)].folder, virtual_site(study, index)
+    for number in range(study.data.sites):
+        source, folder = real[number % len(real)].folder, virtual_site(study, number)
         if folder.exists():
             continue
-        folder.mkdir(parents=True)
-        for file in source.iterdir():
-            if file.name != "site.json":
-                os.link(file, folder / file.name)
-        about = json.loads((source / "site.json").read_text())
-        (folder / "site.json").write_text(json.dumps(about | {"index": index, "name": f"hospital-{index}"}))
+        shutil.copytree(source, folder, copy_function=os.link)
+        catalogue = folder / "catalogue.sqlite"
+        catalogue.unlink()
+        shutil.copy(source / "catalogue.sqlite", catalogue)
+        with closing(sqlite3.connect(catalogue)) as database, database:
+            about = {"name": f"hospital-{number}", "number": str(number)}
+            database.executemany("UPDATE meta SET value = ? WHERE key = ?", [(v, k) for k, v in about.items()])
 
 
 def bench(home: str, sites: int, rounds: int) -> dict[str, Any]:
@@ -116,8 +119,8 @@ def _in_own_process(sites: int, rounds: int) -> dict[str, Any]:
     home = tempfile.mkdtemp(prefix="wardround-scale-")
     context = multiprocessing.get_context("spawn")
     try:
-        with context.Pool(1) as pool:
-            return pool.apply(bench, (home, sites, rounds))
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(bench, home, sites, rounds).result()
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

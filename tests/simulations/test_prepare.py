@@ -1,13 +1,16 @@
 """Virtual hospitals on disk: one folder a site, the same again from the same study, from phantoms and from arrays."""
 
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from client.data.dicom import read_dicom
-from client.data.image import SourceImage
+from client.data.index import Counts, Plan, index
+from client.data.store import Site
 from client.session import virtual_site
 from common.errors import DataError
 from common.study import Study
@@ -35,8 +38,17 @@ def phantoms(changes: Changes | None = None) -> Study:
     return Study.from_run_config({**PHANTOMS, **(changes or {})})
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def contents(folder: Path) -> list[object]:
+    """Return key, pixels and all that episodes depend on; only the files' own hashes differ from time to time."""
+    with closing(sqlite3.connect(folder / "catalogue.sqlite")) as database:
+        rows = database.execute(
+            "SELECT slot, patient, label, split, aside, content FROM image ORDER BY slot"
+        ).fetchall()
+    return [(folder / "site.key").read_bytes(), rows, [p.read_bytes() for p in sorted(folder.glob("cache/*/*"))]]
+
+
+def pixels(site: Site) -> NDArray[np.uint8]:
+    return site.pixels(np.arange(len(site.labels)))
 
 
 # Phantoms
@@ -54,12 +66,12 @@ def test_phantom_hospitals_have_a_scanner_each_and_leave_no_files_behind(
     assert [site.name for site in sites] == ["hospital-0", "hospital-1"]
     assert [site.index for site in sites] == [0, 1]
     assert [site.folder for site in sites] == [virtual_site(study, i) for i in range(2)]
-    for index, (site, line) in enumerate(zip(sites, said, strict=True)):
-        assert line == f"hospital-{index}: {len(site.labels)} images, CT phantoms ({SCANNERS[index].name})"
+    for number, (site, line) in enumerate(zip(sites, said, strict=True)):
+        assert line == f"hospital-{number}: {len(site.labels)} images, CT phantoms ({SCANNERS[number].name})"
         assert site.label_names == ("bar", "disc", "ring")
         assert len(set(site.patients.tolist())) == 6  # two patients a lesion
-        assert site.pixels.shape == (len(site.labels), 1, 16, 16)
-        assert site.pixels.std() > 10
+        assert pixels(site).shape == (len(site.labels), 1, 16, 16)
+        assert pixels(site).std() > 10
     assert list(scratch.iterdir()) == []  # the DICOM files go when they are read
     counts, classes = census(study, sites)
     assert classes == ("disc", "ring", "bar")
@@ -100,19 +112,19 @@ def test_what_pixels_and_splits_depend_on_names_the_folders_and_nothing_else_doe
 
 def test_a_preparation_that_breaks_off_can_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     study = phantoms()
-    left = [1, 1, 1]
+    done: list[str] = []
 
-    def interrupted(path: Path, labels: dict[str, str]) -> SourceImage:
-        if not left:
+    def interrupted(plan: Plan) -> Counts:
+        if done:
             raise KeyboardInterrupt
-        left.pop()
-        return read_dicom(path, labels)
+        done.append(plan.name)
+        return index(plan)
 
     with monkeypatch.context() as patch:
-        patch.setattr("simulations.prepare.read_dicom", interrupted)
+        patch.setattr("simulations.prepare.index", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(study)
-    assert list(virtual_site(study, 0).parent.iterdir()) == []
+    assert [path.name for path in virtual_site(study, 0).parent.iterdir()] == ["site-0"]  # whole, the rest not there
     assert len(prepare(study)) == 2
 
 
@@ -126,10 +138,10 @@ def test_every_scanner_fits_every_network(channels: int) -> None:
     }
     said: list[str] = []
     sites = prepare(phantoms(changes), said.append)
-    assert {site.pixels.shape[1:] for site in sites} == {(channels, 16, 16)}
+    assert {pixels(site).shape[1:] for site in sites} == {(channels, 16, 16)}
     assert [scanner.name in line for scanner, line in zip(SCANNERS, said, strict=False)] == [True] * len(SCANNERS)
     assert SCANNERS[0].name in said[-1]  # the scanners come round again, with other patients
-    assert contents(sites[0].folder)["pixels.raw"] != contents(sites[-1].folder)["pixels.raw"]
+    assert not np.array_equal(pixels(sites[0])[:5], pixels(sites[-1])[:5])
 
 
 @pytest.mark.parametrize(
@@ -187,20 +199,20 @@ def test_natural_sites_are_the_sets_own(arrays: Path) -> None:
     said: list[str] = []
     north, south = prepare(study, said.append)
     assert said == ["hospital-0: 48 images, north", "hospital-1: 48 images, south"]
-    assert set(np.unique(north.pixels[:, 0, 8, 8])) == {5 * p for p in range(24)}
-    assert set(np.unique(south.pixels[:, 0, 8, 8])) == {5 * p for p in range(24, 48)}
+    assert set(np.unique(pixels(north)[:, 0, 8, 8])) == {5 * p for p in range(24)}
+    assert set(np.unique(pixels(south)[:, 0, 8, 8])) == {5 * p for p in range(24, 48)}
     counts, classes = census(study, [north, south])
     assert classes == ("a", "b", "c", "d")
     assert counts.tolist() == [[12] * 4] * 2
     for site in (north, south):
         for patient in range(24):
-            assert len(set(site.pixels[site.patients == patient][:, 0, 8, 8].tolist())) == 1
+            assert len(set(pixels(site)[site.patients == patient][:, 0, 8, 8].tolist())) == 1
 
 
 def test_images_of_another_size_are_resized(arrays: Path) -> None:
     north, _ = prepare(from_arrays(f"npz:{arrays}", {"model.image-size": 20}))
-    assert north.pixels.shape == (48, 1, 20, 20)
-    assert set(np.unique(north.pixels[:, 0, 10, 10])) == {5 * p for p in range(24)}
+    assert pixels(north).shape == (48, 1, 20, 20)
+    assert set(np.unique(pixels(north)[:, 0, 10, 10])) == {5 * p for p in range(24)}
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet", "pathological", "quantity", "scanner"])
@@ -213,7 +225,7 @@ def test_every_partition_deals_out_the_images_and_keeps_patients_whole(arrays: P
     assert counts.sum() == 96
     assert (counts.sum(1) > 0).all()
     if partition != "scanner":  # whose sites' images are changed
-        patients = [set(site.pixels[:, 0, 8, 8].tolist()) for site in sites]
+        patients = [set(pixels(site)[:, 0, 8, 8].tolist()) for site in sites]
         assert sum(map(len, patients)) == len(set.union(*patients)) == 48
     if partition == "pathological":
         assert ((counts > 0).sum(1) <= study.data.classes_per_site).all()
@@ -244,8 +256,8 @@ def test_volumes(tmp_path: Path) -> None:
         "episodes.held-out": "",
     }
     sites = prepare(from_arrays(f"npz:{tmp_path / 'volumes.npz'}", changes))
-    assert {site.pixels.shape[1:] for site in sites} == {(1, 16, 16, 16)}
-    with pytest.raises(DataError, match="2-D images"):
+    assert {pixels(site).shape[1:] for site in sites} == {(1, 16, 16, 16)}
+    with pytest.raises(DataError, match=r"model\.dimensions"):
         prepare(from_arrays(f"npz:{tmp_path / 'volumes.npz'}", {"data.partition": "iid", "episodes.held-out": ""}))
 
 
