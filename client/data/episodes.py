@@ -13,13 +13,41 @@ from common import study
 from common.errors import DataError
 from common.meta.episodes import Batch, Episodes
 
-__all__ = ["Pool", "draw", "make_pool"]
+__all__ = ["ByPatient", "Pool", "draw", "make_pool"]
 
 #: Pixels 0..255 become (x / 255 - 0.5) / 0.25: about zero mean and unit deviation for most images.
 _CENTRE, _SPREAD = 127.5, 63.75
 
 # How often an episode is begun anew when patients with several classes leave a class with one side only.
 _TRIES = 50
+
+
+@dataclass(frozen=True)
+class ByPatient:
+    """The images of one class, by patient; three arrays, so that many patients cost little.
+
+    Attributes
+    ----------
+    patients : ndarray
+        ``[P]``, ascending.
+    starts : ndarray
+        ``[P + 1]``: the p-th patient's images are ``slots[starts[p]:starts[p + 1]]``.
+    slots : ndarray
+        ``[N]``, which image of the site.
+    """
+
+    patients: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    slots: NDArray[np.int64]
+
+    def of(self, place: int) -> NDArray[np.int64]:
+        """Return the images of the patient at some place of ``patients``."""
+        return self.slots[self.starts[place] : self.starts[place + 1]]
+
+    def place(self, patient: int) -> int | None:
+        """Return the place of a patient, None where it has no image of this class."""
+        place = int(np.searchsorted(self.patients, patient))
+        return place if place < len(self.patients) and self.patients[place] == patient else None
 
 
 @dataclass(frozen=True)
@@ -30,12 +58,12 @@ class Pool:
     ----------
     classes : tuple of int
         Places in the study's class list of the classes on offer; each has at least two patients.
-    images : tuple
-        For each of them, a mapping from patient to the slots of that patient's images.
+    images : tuple of ByPatient
+        Of each of these classes.
     """
 
     classes: tuple[int, ...]
-    images: tuple[dict[int, NDArray[np.int64]], ...]
+    images: tuple[ByPatient, ...]
 
 
 def make_pool(site: Site, classes: Sequence[str], first: int, *, test: bool | None) -> Pool:
@@ -56,10 +84,11 @@ def make_pool(site: Site, classes: Sequence[str], first: int, *, test: bool | No
         if name not in site.label_names:
             continue
         slots = np.flatnonzero(usable & (site.labels == site.label_names.index(name)))
-        patients = site.patients[slots]
-        if len(unique := np.unique(patients)) >= 2:
+        slots = slots[np.argsort(site.patients[slots], kind="stable")]
+        patients, starts = np.unique(site.patients[slots], return_index=True)
+        if len(patients) >= 2:
             kept.append(place)
-            images.append({int(p): slots[patients == p] for p in unique})
+            images.append(ByPatient(patients, np.append(starts, len(slots)), slots))
     return Pool(tuple(kept), tuple(images))
 
 
@@ -137,26 +166,30 @@ def draw(
 
 
 def _split(
-    classes: Sequence[dict[int, NDArray[np.int64]]], shots: int, queries: int, generator: np.random.Generator
+    classes: Sequence[ByPatient], shots: int, queries: int, generator: np.random.Generator
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Return each class's support and query slots; a patient is on one side in all classes."""
     for _ in range(_TRIES):
         side_of: dict[int, int] = {}
         empty = np.zeros(0, np.int64)
         picked = [(empty, empty)] * len(classes)
-        for at in sorted(range(len(classes)), key=lambda i: len(classes[i])):  # the rarest class chooses first
+        for at in sorted(range(len(classes)), key=lambda i: len(classes[i].patients)):  # the rarest chooses first
             images = classes[at]
-            order = [int(p) for p in generator.permutation(list(images))]
-            support = [p for p in order if side_of.get(p) == 0]
-            free = [p for p in order if p not in side_of]
-            wanted = min(shots, max(1, len(order) // 2)) - len(support)
-            support += free[: max(0, wanted)]
-            query = [p for p in order if side_of.get(p) == 1] + free[max(0, wanted) :]
-            side_of |= dict.fromkeys(support, 0) | dict.fromkeys(query, 1)
-            picked[at] = (
-                _take(images, support, shots, generator),
-                _take(images, query, queries, generator),
-            )
+            sides: tuple[list[int], list[int]] = ([], [])
+            for patient, side in side_of.items():
+                if (place := images.place(patient)) is not None:
+                    sides[side].append(place)
+            taken = {*sides[0], *sides[1]}
+            # So many, drawn without looking at the rest, have enough that are free.
+            count = min(len(images.patients), shots + queries + len(taken))
+            order = generator.choice(len(images.patients), count, replace=False).tolist()
+            free = [place for place in order if place not in taken]
+            wanted = max(0, min(shots, max(1, len(images.patients) // 2)) - len(sides[0]))
+            support = sides[0] + free[:wanted]
+            query = (sides[1] + free[wanted:])[:queries]
+            for places, side in ((support, 0), (query, 1)):
+                side_of |= dict.fromkeys(images.patients[places].tolist(), side)
+            picked[at] = (_take(images, support, shots, generator), _take(images, query, queries, generator))
         if all(len(a) and len(b) for a, b in picked):
             return picked
     raise DataError(
@@ -164,13 +197,14 @@ def _split(
     )
 
 
-def _take(
-    images: dict[int, NDArray[np.int64]], patients: list[int], count: int, generator: np.random.Generator
-) -> NDArray[np.int64]:
+def _take(images: ByPatient, places: list[int], count: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """Return up to ``count`` slots: one image of every patient first, then second ones, and so on."""
-    shuffled = [generator.permutation(images[p]) for p in patients]
+    if len(places) >= count:
+        starts, ends = images.starts[places[:count]], images.starts[np.array(places[:count], np.int64) + 1]
+        return images.slots[generator.integers(starts, ends)]
+    shuffled = [generator.permutation(images.of(place)) for place in places]
     depth = max((len(s) for s in shuffled), default=0)
-    turns = [int(s[d]) for d in range(depth) for s in shuffled if d < len(s)]
+    turns = [int(s[d]) for d in range(min(depth, count)) for s in shuffled if d < len(s)]
     return np.array(turns[:count], np.int64)
 
 

@@ -56,7 +56,7 @@ def test_pools_of_a_training_site_part_its_patients(study: Study, sites: list[Si
     train, known, new = session.training_pool(), session.test_pool(new=False), session.test_pool(new=True)
     sides = []
     for pool, test in ((train, False), (known, True), (new, True)):
-        slots = [slot for images in pool.images for part in images.values() for slot in part.tolist()]
+        slots = [slot for images in pool.images for slot in images.slots.tolist()]
         assert slots
         assert (site.split[slots] == (2 if test else 0)).all()
         sides.append(set(site.patients[slots].tolist()))
@@ -65,7 +65,7 @@ def test_pools_of_a_training_site_part_its_patients(study: Study, sites: list[Si
     assert set(new.classes) == {4, 5}
     for pool in (train, known, new):
         for place, images in zip(pool.classes, pool.images, strict=True):
-            names = {site.label_names[site.labels[slot]] for part in images.values() for slot in part}
+            names = {site.label_names[site.labels[slot]] for slot in images.slots}
             assert names == {"abcdef"[place]}
 
 
@@ -73,7 +73,7 @@ def test_all_patients_of_a_held_out_site_are_new(study: Study, sites: list[Site]
     session = open_session(study.run_config(), {"partition-id": 3})
     assert session.held_out
     pool = session.test_pool(new=False)
-    slots = {slot for images in pool.images for part in images.values() for slot in part.tolist()}
+    slots = {slot for images in pool.images for slot in images.slots.tolist()}
     site = session.site
     assert slots == {s for s in range(len(site.labels)) if site.label_names[site.labels[s]] in "abcd"}
 

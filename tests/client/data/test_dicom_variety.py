@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from client.data.catalogue import open_catalogue
 from client.data.dicom import read_dicom
+from client.data.image import Recipe
+from client.data.index import Plan, index
 from client.data.picture import Picture, Reading, Reason, Refused
 
 
@@ -124,3 +127,20 @@ def test_nothing_of_a_file_is_said(
                     picture.shown("header")
     assert not caplog.records
     assert not recwarn.list
+
+
+def test_the_indexer_reads_or_refuses_each_of_them_once(
+    outcomes: dict[str, Outcome], shared_data: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(shared_data / "dicom" / "dicom_variety_dev.zip") as archive:
+        archive.extractall(tmp_path / "files")
+    plan = Plan(tmp_path / "site", [tmp_path / "files"], [Recipe(1, 32)], workers=2)
+    first, second = index(plan), index(plan)
+    readable = {name for name, outcome in outcomes.items() if outcome.row["pixels"].startswith("ok")}
+    refused = {path.relative_to(tmp_path / "files").as_posix() for path, _ in first.refusals}
+    assert refused == outcomes.keys() - readable
+    assert first.read == len(readable)
+    assert (second.read, second.refused, second.unchanged) == (0, 0, len(outcomes))
+    with open_catalogue(tmp_path / "site" / "catalogue.sqlite") as catalogue:
+        (images,) = catalogue.database.execute("SELECT count(*) FROM image").fetchone()
+    assert images == sum(len(outcome.pictures) for outcome in outcomes.values() if outcome.pictures)

@@ -126,8 +126,8 @@ def test_patients_of_one_class_each_always_give_episodes(site: Site, spec: Spec,
                 labels = [NAMES.index(site.label_names[site.labels[s]]) for s in slots_of(batch, task)]
                 # As many images as were asked for, or all that the patients of this side have.
                 if place in labels and labels.count(place) < limit:
-                    sides = {int(site.patients[s]) for s in slots_of(batch, task)} & set(images)
-                    assert labels.count(place) == sum(len(images[patient]) for patient in sides)
+                    sides = {int(site.patients[s]) for s in slots_of(batch, task)} & set(images.patients.tolist())
+                    assert labels.count(place) == np.isin(site.patients[images.slots], list(sides)).sum()
 
 
 @settings(max_examples=40, deadline=None)
@@ -158,8 +158,23 @@ def test_a_pool_holds_exactly_the_images_of_its_split(site: Site, data: st.DataO
                 assert place not in pool.classes
                 continue
             images = pool.images[pool.classes.index(place)]
-            assert sorted(s for slots in images.values() for s in slots.tolist()) == there
-            assert all((split.patients[slots] == patient).all() for patient, slots in images.items())
+            assert sorted(images.slots.tolist()) == there
+            for number, patient in enumerate(images.patients.tolist()):
+                assert images.place(patient) == number
+                assert len(images.of(number)) == (split.patients[there] == patient).sum()
+                assert (split.patients[images.of(number)] == patient).all()
+            assert images.place(99) is images.place(-1) is None
+
+
+def test_every_patient_and_image_is_as_likely_as_the_others() -> None:
+    site = plenty()
+    pool = make_pool(site, NAMES, 0, test=False)
+    episodes = draw(site, pool, spec(ways=5, shots=3, queries=3), 600, rng())
+    for batch in (episodes.support, episodes.query):
+        drawn = Counter(int(slot) for task in range(600) for slot in slots_of(batch, task))
+        assert len(drawn) == len(site.labels)
+        # 3 of 24 images of a class each time: 75 times on average, standard deviation 8.
+        assert 40 < min(drawn.values()) <= max(drawn.values()) < 115
 
 
 def plenty() -> Site:
