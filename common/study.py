@@ -153,7 +153,7 @@ class Episodes(_Group):
     queries: Count = 10
     per_round: Count = 1
     augment: Literal["none", "image", "class"] = "none"
-    test_episodes: Annotated[int, Field(ge=2, le=100_000)] = 20
+    test_episodes: Annotated[int, Field(ge=2, le=100_000)] = 16
     test_every: Annotated[int, Field(ge=0)] = 0
     scratch_steps: Annotated[int, Field(ge=0, le=10_000)] = 20
     scratch_rate: Positive = 0.02

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from client.data.catalogue import Split
 from client.data.index import Plan, index
 from client.data.labels import Labels
+from client.data.pool import no_main_module
 from client.data.store import Site, open_site
+from client.data.worker import read
 from client.devices import cpu_cores
 from client.session import recipe_of, virtual_site
 from common.errors import DataError
@@ -115,7 +117,8 @@ def _phantoms(study: Study, wanted: list[int], folder: Path) -> Iterator[tuple[i
     if unknown := set(lesions) - set(LESIONS):
         raise DataError(f"no phantom lesion is called {sorted(unknown)}; there are: {', '.join(LESIONS)}")
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(cpu_cores(), mp_context=context) as pool:
+    context.set_forkserver_preload([read.__module__, write_hospital.__module__])  # the indexer's processes come from it
+    with no_main_module(), ProcessPoolExecutor(cpu_cores(), mp_context=context) as pool:
         written: dict[int, Future[int]] = {
             number: pool.submit(
                 write_hospital,

@@ -171,7 +171,6 @@ class _Job:
             self.again.add(Reason.NOT_FOR_STUDY.name)
 
     def run(self) -> None:
-        self._clean()
         with self.catalogue.transaction():
             number = self.catalogue.begin_run()
         if self.plan.reading.volumes:

@@ -4,6 +4,7 @@ import json
 import math
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -79,22 +80,25 @@ def _names(path: Path, archive: zipfile.ZipFile | None, reading: Reading) -> lis
     return [] if archive is None else [str(name) for name in _small(archive, "label_names", reading)]
 
 
-def _open(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]:
-    file = archive.open(f"{name}.npy")
-    version = np.lib.format.read_magic(file)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = header(file)
-    if fortran or dtype.hasobject:
-        raise Refused(Reason.NOT_AN_IMAGE)
-    if any(side < 0 for side in shape):
-        raise Refused(Reason.DAMAGED)
-    return file, shape, dtype
+@contextmanager
+def _opened(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
+    """Give an array's data, shape and type; what is not read of it by the end must not be there."""
+    with archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(file)
+        if fortran or dtype.hasobject:
+            raise Refused(Reason.NOT_AN_IMAGE)
+        if any(side < 0 for side in shape):
+            raise Refused(Reason.DAMAGED)
+        yield file, shape, dtype
+        if file.read(1):  # the archive's checksum is looked at where the data end
+            raise Refused(Reason.DAMAGED)
 
 
 def _small(archive: zipfile.ZipFile, name: str, reading: Reading) -> NDArray[Any]:
     """Return an array of labels, groups or names."""
-    file, shape, dtype = _open(archive, name)
-    with file:
+    with _opened(archive, name) as (file, shape, dtype):
         size = math.prod(shape) * dtype.itemsize
         if size > reading.max_values:
             raise Refused(Reason.TOO_MANY_PIXELS)
@@ -102,8 +106,7 @@ def _small(archive: zipfile.ZipFile, name: str, reading: Reading) -> NDArray[Any
 
 
 def _images(archive: zipfile.ZipFile, name: str, count: int, reading: Reading) -> Iterator[NDArray[np.uint8]]:
-    file, shape, dtype = _open(archive, name)
-    with file:
+    with _opened(archive, name) as (file, shape, dtype):
         # A last axis of 1, 2 or 4 is grey, grey with alpha or RGBA, and would pass for a very thin volume.
         odd = len(shape) == _COLOUR_AXES and shape[-1] in (1, 2, 4)
         if dtype != np.uint8 or len(shape) not in (_GREY_AXES, _COLOUR_AXES) or odd or shape[0] != count:

