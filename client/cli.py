@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,9 @@ from client.data.catalogue import Split, open_catalogue
 from client.data.image import Recipe
 from client.data.index import Counts, Plan, index
 from client.data.labels import Labels
+from client.data.lock import alone
 from client.data.page import write_page
-from client.data.picture import Reading
+from client.data.picture import Reading, Reason
 from client.data.report import ADVICE, contents, offer, statement
 from client.data.store import SPLITS
 from client.data.walk import walk
@@ -75,6 +76,9 @@ def index_command(
     leave_out_shared: Annotated[
         bool, typer.Option("--leave-out-shared", help="Set aside pictures that two patients have in common.")
     ] = False,
+    each_a_patient: Annotated[
+        bool, typer.Option("--each-a-patient", help="A picture that names no patient is a patient of its own.")
+    ] = False,
     validation: Annotated[
         float | None, typer.Option(min=0, max=0.9, help="Share of patients for calibration.", show_default="0.1")
     ] = None,
@@ -107,8 +111,6 @@ def index_command(
         float(made.get("test", 0.2)) if test is None else test,
     )
     _check(frames, split)
-    if refused_list is not None:
-        _write_private(refused_list, "")  # what cannot be written is better known before hours of reading
     plan = Plan(
         folder,
         folders,
@@ -121,13 +123,13 @@ def index_command(
         ),
         split,
         leave_out_shared=leave_out_shared,
+        each_a_patient=each_a_patient,
         workers=workers or cpu_cores(),
         seconds=seconds,
     )
-    with _bar(plan) as update:
-        counts = index(plan, update)
-    if refused_list is not None:
-        _write_private(refused_list, "".join(f"{reason.value}\t{path}\n" for path, reason in counts.refusals))
+    # The list first: that it cannot be written is better known before hours of reading.
+    with _refused(refused_list) as refused, _bar(plan) as update:
+        counts = index(plan, update, refused)
     with open_catalogue(plan.site / "catalogue.sqlite") as catalogue:
         report = {"run": _run(counts), **contents(catalogue), "prepared": len(caches(plan.site))}
     if as_json:
@@ -197,7 +199,7 @@ def evict_command(
     if not (folder / "catalogue.sqlite").exists():  # opening it to write would make one
         raise NotPreparedError("this site has no catalogue, so nothing is prepared: run `wardround-site index` first")
     chosen = [recipe for recipe in caches(folder) if not study or recipe in wanted]
-    with open_catalogue(folder / "catalogue.sqlite", new={}) as catalogue:
+    with alone(folder), open_catalogue(folder / "catalogue.sqlite", new={}) as catalogue:
         for recipe in chosen:
             evict(folder, catalogue, recipe)
     print(f"pixel caches deleted: {len(chosen)}")
@@ -250,13 +252,20 @@ def _check(frames: str, split: Split) -> None:
         raise DataError("--validation and --test leave no patients to train with: their sum must be below 1")
 
 
-def _write_private(path: Path, text: str) -> None:
+@contextmanager
+def _refused(path: Path | None) -> Iterator[Callable[[Path, Reason], None]]:
+    """Write the files that are refused to a list that only its owner can read."""
+    if path is None:
+        yield lambda _path, _reason: None
+        return
     try:
         path.touch(mode=0o600)
         path.chmod(0o600)
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        lines = path.open("w", encoding="utf-8", errors="surrogateescape")
     except OSError:
         raise DataError("the list of refused files cannot be written there: check its folder and permissions") from None
+    with lines:
+        yield lambda file, reason: print(reason.value, file, sep="\t", file=lines)
 
 
 @contextmanager

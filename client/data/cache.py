@@ -5,6 +5,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,14 +118,18 @@ def mapped(site: Path, recipe: Recipe, slots: int) -> NDArray[np.uint8]:
 
 def verify(site: Path, catalogue: Catalogue) -> Iterator[tuple[str, int]]:
     """Yield recipe and slot of every cached picture whose bytes are not those that were written."""
-    for recipe in caches(site):
-        size = _size(recipe)
-        with (site / "cache" / recipe.digest / "pixels.raw").open("rb") as file:
+    recipes = {recipe.digest: recipe for recipe in caches(site)}
+    rows = catalogue.database.execute("SELECT DISTINCT recipe FROM cached ORDER BY recipe").fetchall()
+    for (digest,) in rows:
+        path = site / "cache" / digest / "pixels.raw"
+        size = _size(recipes[digest]) if digest in recipes else 0
+        with path.open("rb") if path.exists() else nullcontext() as file:
             query = "SELECT slot, checksum FROM cached WHERE recipe = ? AND checksum IS NOT NULL ORDER BY slot"
-            for slot, checksum in catalogue.database.execute(query, (recipe.digest,)):
-                file.seek((slot - 1) * size)
-                if zlib.crc32(file.read(size)) != checksum:
-                    yield recipe.digest, slot
+            for slot, checksum in catalogue.database.execute(query, (digest,)):
+                if file is not None:
+                    file.seek((slot - 1) * size)
+                if file is None or not size or zlib.crc32(file.read(size)) != checksum:
+                    yield digest, slot
 
 
 def evict(site: Path, catalogue: Catalogue, recipe: Recipe) -> None:

@@ -288,28 +288,41 @@ class Catalogue:
             for (kind,) in self.database.execute("SELECT DISTINCT kind FROM label ORDER BY kind").fetchall()
         )
         joined = f"({joins or 'SELECT NULL AS label, NULL AS patient WHERE FALSE'})"
+        # Equal pictures stay one patient.
+        lone = ", content" if self.setting("each_a_patient") == "yes" else ""
         labels = f"(SELECT label FROM {joined} UNION ALL SELECT own_label WHERE own_label IS NOT NULL)"
         self.database.execute(
             "UPDATE image SET aside = NULL, "
             "patient = coalesce(own_patient, (SELECT CASE count(DISTINCT patient) WHEN 1 "
-            f"THEN nullif(min(patient), x'') END FROM {joined})), "
+            f"THEN nullif(min(patient), x'') END FROM {joined}){lone}), "
             f"label = (SELECT CASE count(DISTINCT label) WHEN 1 THEN min(label) WHEN 0 THEN NULL ELSE '' END "
             f"FROM {labels})"
         )
         self.database.execute("UPDATE image SET split = split_of(patient)")
-        others = "(SELECT {} FROM image AS other WHERE other.content = image.content)"
+        # Counted once for each content that comes twice, however often it does.
+        self.database.execute("DROP TABLE IF EXISTS temp.twin")
+        self.database.execute(
+            "CREATE TEMP TABLE twin AS SELECT content, count(DISTINCT patient) AS patients, "
+            "count(DISTINCT label) AS labels, NULL AS first FROM image GROUP BY content HAVING count(*) > 1"
+        )
+        self.database.execute("CREATE UNIQUE INDEX temp.twin_content ON twin (content)")
+        twin = "EXISTS (SELECT 1 FROM twin WHERE twin.content = image.content AND {})"
         rules = {
             "no patient": "patient IS NULL",
             # An empty label stands for several; equal pictures with several labels are the same case.
-            "conflicting labels": f"label = '' OR {others.format('count(DISTINCT label)')} > 1",
+            "conflicting labels": f"label = '' OR {twin.format('labels > 1')}",
             "no label": "label IS NULL",
-            # Of those that could be in an episode, the first.
-            "same picture twice": "slot > (SELECT min(slot) FROM image AS other WHERE other.content = image.content "
-            f"AND other.aside IS NULL) AND {others.format('count(DISTINCT patient)')} = 1",
+            # Of those that could be in an episode, the first stays.
+            "same picture twice": twin.format("patients = 1 AND first < image.slot"),
         }
         if self.setting("leave_out_shared") == "yes":
-            rules["same picture of two patients"] = f"{others.format('count(DISTINCT patient)')} > 1"
+            rules["same picture of two patients"] = twin.format("patients > 1")
         for why, condition in rules.items():
+            if why == "same picture twice":
+                self.database.execute(
+                    "UPDATE twin SET first = (SELECT min(slot) FROM image WHERE image.content = twin.content "
+                    "AND aside IS NULL)"
+                )
             self.database.execute(f"UPDATE image SET aside = ? WHERE aside IS NULL AND ({condition})", (why,))
 
     def leaks(self, key: bytes) -> int:

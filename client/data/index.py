@@ -1,10 +1,9 @@
 """Indexing: from folders of files to a catalogue and pixel caches, again and again, reading only what is new."""
 
-import fcntl
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -15,6 +14,7 @@ from client.data.catalogue import Catalogue, Known, Split, open_catalogue
 from client.data.image import Recipe
 from client.data.keys import KEY_BYTES, keyed, load_key
 from client.data.labels import Labels, check_labels, import_labels
+from client.data.lock import alone
 from client.data.picture import Reading, Reason
 from client.data.pool import TOO_SLOW, Failure, run_in_workers
 from client.data.walk import Found, walk
@@ -23,6 +23,8 @@ from common.errors import DataError
 
 __all__ = ["Counts", "Plan", "index"]
 
+#: Refusals that `Counts` holds, so that memory does not grow with them.
+_REMEMBERED = 100
 #: A transaction ends after so many files: what a kill can cost.
 _BATCH = 64
 
@@ -41,10 +43,12 @@ class Plan:
         What pixels are prepared for, besides the recipes that the site already has a cache for.
     labels : Labels or None
         Replaces the site's labels; None keeps them.
-    reading, split, name, number, leave_out_shared
+    reading, split, name, number
         Fixed when the site is made: how files are read, the shares of the splits, the site's name and its number
-        among virtual sites. ``leave_out_shared`` sets pictures aside that two patients have in common; it can be set
-        later.
+        among virtual sites.
+    leave_out_shared, each_a_patient : bool
+        Set pictures aside that two patients have in common; take every picture that names no patient for a patient of
+        its own. Once set, they stay.
     key : bytes or None
         The secret key of a site that is made now; drawn where None.
     workers : int
@@ -62,6 +66,7 @@ class Plan:
     name: str = "site"
     number: int = 0
     leave_out_shared: bool = False
+    each_a_patient: bool = False
     key: bytes | None = None
     workers: int = 1
     seconds: float = 60.0
@@ -77,7 +82,7 @@ class Counts:
     gone: int = 0
     links: int = 0
     leaks: int = 0
-    #: Names of the files that were refused in this run and why; for the operator's eyes, kept nowhere else.
+    #: The first hundred files that this run refused, and why.
     refusals: list[tuple[Path, Reason]] = field(default_factory=list)
 
     @property
@@ -86,10 +91,23 @@ class Counts:
         return self.read + self.unchanged + self.refused
 
 
-def index(plan: Plan, progress: Callable[[Counts], None] = lambda _: None) -> Counts:
+def index(
+    plan: Plan,
+    progress: Callable[[Counts], None] = lambda _: None,
+    refused: Callable[[Path, Reason], None] = lambda _path, _reason: None,
+) -> Counts:
     """Bring a site's catalogue and caches up to date with its folders and labels.
 
     It can be killed at any moment and run again: what was read is kept, the rest is done, and the outcome is the same.
+
+    Parameters
+    ----------
+    plan : Plan
+        What to index, and how.
+    progress : callable
+        Called after every file.
+    refused : callable
+        Called with the path of every file that this run refuses, which is kept nowhere, and why.
 
     Raises
     ------
@@ -101,7 +119,7 @@ def index(plan: Plan, progress: Callable[[Counts], None] = lambda _: None) -> Co
     if plan.labels is not None:
         check_labels(plan.labels)
     try:
-        return _index(plan, progress)
+        return _index(plan, progress, refused)
     except OSError as error:
         raise DataError(
             f"the site's folder cannot be written ({os.strerror(error.errno or 0)}): is there space, and are its "
@@ -109,10 +127,10 @@ def index(plan: Plan, progress: Callable[[Counts], None] = lambda _: None) -> Co
         ) from None
 
 
-def _index(plan: Plan, progress: Callable[[Counts], None]) -> Counts:
+def _index(plan: Plan, progress: Callable[[Counts], None], refused: Callable[[Path, Reason], None]) -> Counts:
     plan.site.mkdir(parents=True, exist_ok=True, mode=0o700)
     counts = Counts()
-    with _alone(plan.site), ExitStack() as stack:
+    with alone(plan.site), ExitStack() as stack:
         path = plan.site / "catalogue.sqlite"
         # Another key would make another patient of everybody: one that was lost is not drawn again.
         key = load_key(plan.site / "site.key", new=None if path.exists() else plan.key or os.urandom(KEY_BYTES))
@@ -124,12 +142,14 @@ def _index(plan: Plan, progress: Callable[[Counts], None]) -> Counts:
         for cache in opened:
             stack.callback(cache.close)
             cache.check(catalogue)
-        _Job(plan, key, catalogue, opened, counts, progress).run()
+        _Job(plan, key, catalogue, opened, counts, progress, refused).run()
         with catalogue.transaction():
             if plan.labels is not None:
                 import_labels(catalogue, key, plan.labels)
             if plan.leave_out_shared:
                 catalogue.note("leave_out_shared", "yes")
+            if plan.each_a_patient:
+                catalogue.note("each_a_patient", "yes")
             catalogue.settle(key)
             counts.leaks = catalogue.leaks(key)
             catalogue.note("leaks", str(counts.leaks))
@@ -162,6 +182,7 @@ class _Job:
     caches: list[PixelCache]
     counts: Counts
     progress: Callable[[Counts], None]
+    refused: Callable[[Path, Reason], None]
 
     def __post_init__(self) -> None:
         self.roots = {folder: keyed(self.key, "folder", str(folder)) for folder in self.plan.folders}
@@ -290,8 +311,14 @@ class _Job:
         if reason is None:
             self.counts.read += len(unit.members)
         else:
-            self.counts.refused += len(unit.members)
-            self.counts.refusals += [(path, reason) for path in unit.task.paths]
+            self._refuse(unit, reason)
+
+    def _refuse(self, unit: "_Unit", reason: Reason) -> None:
+        self.counts.refused += len(unit.members)
+        for path in unit.task.paths:
+            self.refused(path, reason)
+            if len(self.counts.refusals) < _REMEMBERED:
+                self.counts.refusals.append((path, reason))
 
     def _units(self, number: int) -> None:
         """Volumes: find out which series every new file belongs to, then read the series that have changed."""
@@ -378,17 +405,3 @@ def _check_settings(catalogue: Catalogue, settings: dict[str, str]) -> None:
             f"this site was made with {name} = {stored}, not {wanted}, and that never changes: leave the option as it "
             "was, or make another site folder"
         )
-
-
-@contextmanager
-def _alone(site: Path) -> Iterator[None]:
-    """Keep a second indexing run out; a killed one keeps nobody out."""
-    descriptor = os.open(site / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError("another program is indexing this site: wait until it has ended") from None
-        yield
-    finally:
-        os.close(descriptor)

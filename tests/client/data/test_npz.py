@@ -4,6 +4,7 @@ import io
 import json
 import resource
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,32 @@ def test_real_pictures_without_groups_are_in_no_episode(shared_data: Path, tmp_p
     assert (report["pictures"], report["aside"]) == (0, {"no patient": 4708 + 524 + 624})
     with pytest.raises(NotPreparedError):
         open_site(tmp_path / "site", RECIPE)
+    # Said to be of a patient each, they are drawn; equal ones stay together, and once in an episode.
+    source = shared_data / "npz" / "pneumoniamnist_reassembled.npz"
+    index(Plan(tmp_path / "site", [source], [RECIPE], key=KEY, split=Split(0.1, 0.3), each_a_patient=True))
+    site = open_site(tmp_path / "site", RECIPE)
+    assert len(site.labels) > 5000
+    pool = make_pool(site, site.label_names, 0, test=False)
+    groups = np.full(len(site.cache), -1)
+    groups[site.slots] = site.patients
+    assert on_two_sides(site, pool, groups, 10_000) == 0
+
+
+def test_pictures_that_name_no_patient_can_be_patients_of_their_own(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    images[1] = images[0]
+    labels = np.arange(40) % 2
+    labels[1] = labels[0]
+    plan = Plan(tmp_path / "site", [written(tmp_path / "x.npz", images=images, labels=labels)], [Recipe(1, 8)], key=KEY)
+    index(plan)
+    with open_catalogue(tmp_path / "site" / "catalogue.sqlite") as catalogue:
+        assert contents(catalogue)["aside"] == {"no patient": 40}
+    index(replace(plan, each_a_patient=True))
+    index(plan)  # once said, it stays
+    site = open_site(tmp_path / "site", Recipe(1, 8))
+    assert len(site.labels) == len(set(site.patients)) == 39
+    with open_catalogue(tmp_path / "site" / "catalogue.sqlite") as catalogue:
+        assert contents(catalogue)["aside"] == {"same picture twice": 1}
 
 
 def test_the_count_of_groups_on_two_sides_can_fail(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -10,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 import typer
@@ -17,9 +17,15 @@ from pydicom import Dataset
 from pydicom.uid import UID
 from typer.testing import CliRunner
 
+from client.data.episodes import draw, make_pool
+from client.data.image import Recipe
+from client.data.index import Plan, index
+from client.data.labels import Labels
+from client.data.store import open_site
 from client.pacs import cli
 from client.pacs.dicomweb import PullReport, Source, pull
 from client.pacs.receiver import receiver
+from common.study import Episodes
 from simulations.phantoms import SCANNERS, write_hospital
 from tests.client.pacs.orthanc import AET, PASSWORD, RECEIVER, USER, Orthanc, free_port, running_orthanc
 
@@ -150,10 +156,7 @@ def test_what_it_sends_us_arrives(
     everything = {"Resources": pacs.get("/studies"), "Synchronous": True}
     with receiver(tmp_path / "in", aet=RECEIVER, allow=[AET], port=receiver_port) as running:
         pacs.post("/modalities/receiver/echo", {})
-        began = time.monotonic()
         pacs.post("/modalities/receiver/store", everything)
-        if hasattr(socket, "TCP_QUICKACK"):
-            assert time.monotonic() - began < 0.03 * len(images)  # 45 ms each where acknowledgements are late
         assert running.report.new == len(images)
         pacs.post("/modalities/receiver/store", everything)
         assert (running.report.new, running.report.same) == (len(images), len(images))
@@ -164,6 +167,26 @@ def test_what_it_sends_us_arrives(
         original = next(i for i in images if i.SOPInstanceUID == kept.SOPInstanceUID)
         assert kept.file_meta.TransferSyntaxUID == original.file_meta.TransferSyntaxUID
     assert not any(canary in "".join(capfd.readouterr()) for canary in CANARIES)
+
+
+def test_from_the_pacs_to_episodes(pacs: Orthanc, images: list[Dataset], tmp_path: Path) -> None:
+    assert pull(Source(pacs.url, user=(USER, PASSWORD)), tmp_path / "in", rate=1000).complete
+    study_of = {image.StudyInstanceUID: image.Modality for image in images}
+    rows = "".join(f"{study},{modality}\n" for study, modality in study_of.items())
+    (tmp_path / "labels.csv").write_text(f"StudyInstanceUID,label\n{rows}")
+    recipe, labels = Recipe(1, 16), Labels(tmp_path / "labels.csv", {})
+    counts = index(Plan(tmp_path / "site", [tmp_path / "in"], [recipe], labels, workers=2))
+    assert (counts.read, counts.refused, counts.leaks) == (len(images), 0, 0)
+    site = open_site(tmp_path / "site", recipe)
+    assert len(site.labels) == len(images)
+    assert site.label_names == tuple(sorted(set(study_of.values())))
+    pool = make_pool(site, site.label_names, 0, test=False)
+    spec = Episodes(classes=",".join(site.label_names), held_out="", ways=2, shots=5, queries=5)
+    episodes = draw(site, pool, spec, 20, np.random.default_rng(0))
+    assert episodes.support.x.shape == (20, 10, 1, 16, 16)
+    assert bool(episodes.query.mask is not None and episodes.query.mask.all())
+    stored = b"".join(p.read_bytes() for p in (tmp_path / "site").rglob("*") if p.is_file())
+    assert not any(canary.encode() in stored for canary in CANARIES)
 
 
 def test_command(pacs: Orthanc, images: list[Dataset], tmp_path: Path) -> None:
