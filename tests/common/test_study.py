@@ -22,6 +22,7 @@ DATA_KEYS = {key for key in CONFIG if key.startswith("data.")} | {
     "model.channels",
     "model.image-size",
     "model.dimensions",
+    "model.window",
     "episodes.classes",
     "episodes.held-out",
 }
@@ -218,7 +219,8 @@ def test_only_learners_without_an_inner_loop_go_without_inner_steps(name: str) -
 
 def test_an_override_changes_a_copy() -> None:
     other = DEFAULT.override({"study.rounds": 7})
-    assert (other.study.rounds, DEFAULT.study.rounds) == (7, 100)
+    assert (other.study.rounds, DEFAULT.study.rounds) == (7, Study().study.rounds)
+    assert Study().study.rounds != 7
     with pytest.raises(StudyError, match=r"study\.ruonds"):
         DEFAULT.override({"study.ruonds": 7})
 
