@@ -16,6 +16,7 @@ from common.errors import StudyError
 __all__ = [
     "ALGORITHMS",
     "WINDOWS",
+    "Aggregation",
     "Algorithm",
     "Data",
     "Episodes",
@@ -61,6 +62,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+# float() alone would also take "nan", "1_000" and digits of other scripts.
+_WEIGHT = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -176,6 +180,76 @@ class Outer(_Group):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class Aggregation(_Group):
+    """How the sites' replies become one meta-gradient, and how much of it a site may be.
+
+    Every rule but ``mean`` withstands ``tolerated`` hostile sites, f, if enough sites take part:
+    ``server.aggregation`` says how many. ``selected`` (how many replies it averages) belongs to ``multi-krum``;
+    ``radius``, ``iterations`` and ``momentum`` to ``centred-clipping``; ``weights``, as in
+    ``hospital-0=2,hospital-1=0.5``, to ``mean``: a robust rule counts sites, not weights. Empty weights are equal ones.
+    A reply whose Euclidean norm exceeds ``max_norm`` is refused, whatever the rule; 0 is no bound.
+    """
+
+    rule: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum", "centred-clipping"] = "mean"
+    tolerated: Annotated[int, Field(ge=0, le=1000)] = 0
+    selected: Annotated[int, Field(ge=0, le=1000)] = 0
+    radius: NonNegative = 0.0
+    iterations: Annotated[int, Field(ge=1, le=1000)] = 1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weights: str = ""
+    max_norm: NonNegative = 0.0
+
+    @property
+    def site_weights(self) -> dict[str, float]:
+        """The weight of each site that ``weights`` names."""
+        pairs = [part.rpartition("=") for part in names(self.weights)]
+        return {name.strip(): float(weight) for name, _, weight in pairs}
+
+    @field_validator("weights")
+    @classmethod
+    def _are_weights(cls, value: str) -> str:
+        named = [part.rpartition("=")[0].strip() for part in names(value)]
+        for part in names(value):
+            name, _, weight = part.rpartition("=")
+            if not name.strip() or not _WEIGHT.fullmatch(weight.strip()) or not 1e-6 <= float(weight) <= 1e6:
+                raise ValueError(f"{part!r} is not a site's name, '=' and a number from 1e-6 to 1e6")
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"names a site twice: {', '.join(twice)}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_the_rule(self) -> "Aggregation":
+        if self.rule == "mean" and self.tolerated:
+            raise ValueError(
+                f"aggregation.tolerated is {self.tolerated}, but one hostile site moves a mean anywhere: "
+                "set it to 0, or choose a robust aggregation.rule"
+            )
+        if self.rule != "mean" and not self.tolerated:
+            raise ValueError(
+                f"{self.rule} needs aggregation.tolerated, how many hostile sites it withstands: 1 or more"
+            )
+        if self.rule != "mean" and self.weights:
+            raise ValueError(f"aggregation.weights belongs to the rule mean: {self.rule} counts sites, so empty it")
+        if self.rule == "multi-krum" and self.selected < 2:
+            raise ValueError(
+                "multi-krum needs aggregation.selected, how many replies it averages: 2 or more (1 is the rule krum)"
+            )
+        if self.rule != "multi-krum" and self.selected:
+            raise ValueError(f"aggregation.selected belongs to the rule multi-krum: set it to 0 with {self.rule}")
+        if self.rule == "centred-clipping" and not self.radius:
+            raise ValueError(
+                "centred-clipping needs aggregation.radius, how far from the centre a reply counts in full: above 0"
+            )
+        if self.rule != "centred-clipping":
+            neutral = {"radius": 0.0, "iterations": 1, "momentum": 0.0}
+            for name, value in neutral.items():
+                if getattr(self, name) != value:
+                    raise ValueError(
+                        f"aggregation.{name} belongs to the rule centred-clipping: set it to {value} with {self.rule}"
+                    )
+        return self
+
+
 class Privacy(_Group):
     """The privacy mechanism; ``none`` gives no formal guarantee, and every report says so."""
 
@@ -218,6 +292,7 @@ class Study(_Group):
     algorithm: Algorithm = Algorithm()
     episodes: Episodes = Episodes()
     outer: Outer = Outer()
+    aggregation: Aggregation = Aggregation()
     privacy: Privacy = Privacy()
     wire: Wire = Wire()
     data: Data = Data()
@@ -240,6 +315,8 @@ class Study(_Group):
             raise ValueError("episodes.augment = 'class' needs episodes.labels = 'shuffled': it makes new classes")
         if self.algorithm.inner_steps == 0 and self.algorithm.name not in {"protonet", "local-only"}:
             raise ValueError(f"algorithm.inner-steps is 0, but {self.algorithm.name} needs at least 1")
+        if idle := sorted(set(self.aggregation.site_weights) & set(self.sites.held_out_names)):
+            raise ValueError(f"aggregation.weights names a site of sites.held-out, which never trains: {idle}")
         return self
 
     @classmethod

@@ -10,12 +10,12 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from common.contract import Instruction, Vector, pack_instruction, theta_digest
-from common.errors import NotPreparedError, RoundError
+from common.errors import ContractError, NotPreparedError, RoundError
 from common.meta import flatten, head_size, make_learner, unflatten
 from common.meta.local_only import LocalOnly
 from common.models import build
 from common.study import Study
-from server.aggregation import Mean
+from server.aggregation import Aggregator, explain_need, sites_needed
 from server.exchange import Answer, Refusal, exchange
 from server.outer import OuterOptimiser
 from server.record import RunRecord
@@ -40,7 +40,7 @@ def run_study(grid: Grid, study: Study, record: RunRecord, say: Say = print) -> 
     Raises
     ------
     RoundError
-        Too few sites joined, or too few replies of a round passed the contract.
+        Too few sites joined, or too few replies of a round passed the contract, for the quorum or for the rule.
     NotPreparedError
         No site has images for this study.
     """
@@ -49,6 +49,7 @@ def run_study(grid: Grid, study: Study, record: RunRecord, say: Say = print) -> 
     sites, refusals = _join(grid, study, say)
     training = {name: node for name, node in sites.items() if name not in study.sites.held_out_names}
     _need(study, len(training), "joined", refusals)
+    aggregator = Aggregator(study.aggregation, optimiser.theta.size, list(training))
     rounds = 0 if study.algorithm.name == LocalOnly.name else study.study.rounds
     say(
         f"study {study.study.id} ({study.digest[:12]}): {study.algorithm.name}, {rounds} rounds, "
@@ -60,7 +61,7 @@ def run_study(grid: Grid, study: Study, record: RunRecord, say: Say = print) -> 
     rest = {name: node for name, node in sites.items() if name not in judges}
     evaluations = []
     for number in range(1, rounds + 1):
-        line = _train(grid, study, layout, optimiser, training, number)
+        line = _train(grid, study, layout, optimiser, aggregator, training, number)
         record.round(line)
         say(_in_words(line, rounds))
         every = study.episodes.test_every
@@ -123,6 +124,7 @@ def _train(
     study: Study,
     layout: Mapping[str, Tensor],
     optimiser: OuterOptimiser,
+    aggregator: Aggregator,
     sites: Nodes,
     number: int,
 ) -> dict[str, Any]:
@@ -130,24 +132,28 @@ def _train(
     began = time.monotonic()
     theta = optimiser.theta
     instruction = Instruction("train", study.digest, number, 1, _digest(theta, layout))
-    mean = Mean(theta.size)
+    aggregator.begin()
     scalars: dict[str, dict[str, float]] = {}
     refusals: list[Refusal] = []
     for outcome in _ask(grid, study, sites, instruction, theta):
         if isinstance(outcome, Refusal):
             refusals.append(outcome)
         elif outcome.reply.vector is not None:
-            mean.add(outcome.reply.vector)
+            try:
+                aggregator.add(outcome.site, outcome.reply.vector)
+            except ContractError as error:
+                refusals.append(Refusal(outcome.site, error.code, str(error)))
+                continue
             scalars[outcome.site] = dict(outcome.reply.scalars)
-    _need(study, mean.count, f"gave a valid reply in round {number}", refusals)
-    gradient = mean.result()
+    _need(study, aggregator.count, f"gave a valid reply in round {number}", refusals)
+    gradient = aggregator.result()
     optimiser.step(gradient)
     return {
         "round": number,
         "sites": scalars,
         "out": [vars(r) for r in refusals],
         "gradient_norm": float((gradient**2).sum() ** 0.5),
-        "bytes_up": theta.nbytes * mean.count,
+        "bytes_up": theta.nbytes * len(scalars),
         "bytes_down": theta.nbytes * len(sites),
         "seconds": time.monotonic() - began,
     }
@@ -186,9 +192,12 @@ def _ask(
 
 
 def _need(study: Study, count: int, what: str, refusals: list[Refusal]) -> None:
-    if count < study.sites.quorum:
+    if count < max(study.sites.quorum, sites_needed(study.aggregation)):
+        short = f"sites.quorum is {study.sites.quorum}"
+        if count < sites_needed(study.aggregation):
+            short = explain_need(study.aggregation)
         raise RoundError(
-            f"{count} training sites {what}, sites.quorum is {study.sites.quorum}: start more sites "
+            f"{count} training sites {what}, {short}: start more sites "
             f"(in simulation: --federation-config 'num-supernodes={study.data.sites}'){_reasons(refusals)}"
         )
 

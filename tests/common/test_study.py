@@ -47,7 +47,7 @@ def _other_values(value: bool | int | float | str) -> list[Any]:
         return [value + 1, value - 1, 2, 3]
     if isinstance(value, float):
         return [value / 2, 0.25]
-    return ["other", "2031-05-06", '{"dropout": 0.1}', *_literals(value)]
+    return ["other", "ward=2", "2031-05-06", '{"dropout": 0.1}', *_literals(value)]
 
 
 def _literals(value: str) -> list[str]:
@@ -68,15 +68,28 @@ def _literals(value: str) -> list[str]:
     return found
 
 
+#: What else has to change with a key: a rule's own numbers go with the rule.
+_CLIPPING = {"aggregation.rule": "centred-clipping", "aggregation.tolerated": 1, "aggregation.radius": 1.0}
+TOGETHER: dict[str, dict[str, Any]] = {
+    "episodes.labels": {"episodes.held-out": ""},
+    "aggregation.rule": {"aggregation.tolerated": 1},
+    "aggregation.tolerated": {"aggregation.rule": "median"},
+    "aggregation.selected": {"aggregation.rule": "multi-krum", "aggregation.tolerated": 1},
+    "aggregation.radius": _CLIPPING,
+    "aggregation.iterations": _CLIPPING,
+    "aggregation.momentum": _CLIPPING,
+}
+
+
 def _changed(key: str) -> Study | None:
     for value in _other_values(CONFIG[key]):
-        extra = {"episodes.held-out": ""} if value == "fixed" else {}
+        extra = TOGETHER.get(key, {})
         if key == "episodes.classes":
             value = ",".join(f"class-{i}" for i in range(9))  # noqa: PLW2901
         if value == CONFIG[key]:
             continue
         try:
-            return DEFAULT.override({key: value} | extra)
+            return DEFAULT.override(extra | {key: value})
         except StudyError:
             continue
     return None
@@ -91,7 +104,7 @@ def test_every_key_can_be_changed_and_changes_the_digest(key: str) -> None:
     assert study.run_config()[key] != CONFIG[key]
     assert study != DEFAULT
     assert study.digest != DEFAULT.digest
-    if key != "episodes.labels":  # its change empties another key
+    if key not in TOGETHER:
         assert {k for k, v in study.run_config().items() if v != CONFIG[k]} == {key}
         assert (study.data_digest != DEFAULT.data_digest) == (key in DATA_KEYS)
 
@@ -155,6 +168,24 @@ def test_a_title_in_any_script_survives_a_study_file(title: str) -> None:
         ("episodes.labels", "random"),
         ("outer.momentum", 1.0),
         ("outer.momentum", float("nan")),
+        ("aggregation.rule", "bulyan"),
+        ("aggregation.tolerated", -1),
+        ("aggregation.radius", -1.0),
+        ("aggregation.radius", float("inf")),
+        ("aggregation.iterations", 0),
+        ("aggregation.momentum", 1.0),
+        ("aggregation.max-norm", float("nan")),
+        ("aggregation.max-norm", -1.0),
+        ("aggregation.weights", "ward"),
+        ("aggregation.weights", "=2"),
+        ("aggregation.weights", "ward="),
+        ("aggregation.weights", "ward=0"),
+        ("aggregation.weights", "ward=-1"),
+        ("aggregation.weights", "ward=1e9"),
+        ("aggregation.weights", "ward=nan"),
+        ("aggregation.weights", "ward=1_0"),
+        ("aggregation.weights", "ward=1,annex"),
+        ("aggregation.weights", "ward=1,annex=2, ward =2"),
         ("privacy.mechanism", "hope"),
         ("wire.dtype", "bfloat16"),
         ("data.test-fraction", 1.0),
@@ -191,6 +222,9 @@ def test_every_mistake_is_named_at_once() -> None:
         assert key in str(caught.value)
 
 
+MULTI_KRUM = {"aggregation.rule": "multi-krum", "aggregation.tolerated": 1, "aggregation.selected": 2}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -200,6 +234,21 @@ def test_every_mistake_is_named_at_once() -> None:
         ({"episodes.ways": 11}, "episodes.ways is 11 but episodes.classes names 10 classes"),
         ({"episodes.labels": "fixed"}, "episodes.held-out needs episodes.labels = 'shuffled'"),
         ({"algorithm.inner-steps": 0}, "algorithm.inner-steps is 0, but protomaml needs at least 1"),
+        ({"aggregation.tolerated": 1}, "aggregation.tolerated is 1, but one hostile site moves a mean anywhere"),
+        ({"aggregation.rule": "median"}, "median needs aggregation.tolerated"),
+        ({"aggregation.rule": "centred-clipping", "aggregation.radius": 1.0}, "needs aggregation.tolerated"),
+        ({"aggregation.selected": 2}, "aggregation.selected belongs to the rule multi-krum"),
+        ({"aggregation.radius": 2.0}, "aggregation.radius belongs to the rule centred-clipping"),
+        ({"aggregation.iterations": 2}, "aggregation.iterations belongs to the rule centred-clipping"),
+        ({**MULTI_KRUM, "aggregation.momentum": 0.5}, "momentum belongs .*: set it to 0.0 with multi-krum"),
+        (
+            {**MULTI_KRUM, "aggregation.weights": "a=1"},
+            "aggregation.weights belongs to the rule mean: multi-krum counts",
+        ),
+        ({**MULTI_KRUM, "aggregation.selected": 0}, "multi-krum needs aggregation.selected"),
+        ({**MULTI_KRUM, "aggregation.selected": 1}, r"2 or more \(1 is the rule krum\)"),
+        ({"aggregation.rule": "centred-clipping", "aggregation.tolerated": 1}, "needs aggregation.radius"),
+        ({"aggregation.weights": "hospital-3=1"}, r"weights names a site of sites\.held-out.*\['hospital-3'\]"),
     ],
 )
 def test_values_that_do_not_fit_together_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -219,8 +268,7 @@ def test_only_learners_without_an_inner_loop_go_without_inner_steps(name: str) -
 
 def test_an_override_changes_a_copy() -> None:
     other = DEFAULT.override({"study.rounds": 7})
-    assert (other.study.rounds, DEFAULT.study.rounds) == (7, Study().study.rounds)
-    assert Study().study.rounds != 7
+    assert (other.study.rounds, DEFAULT.study.rounds) == (7, CONFIG["study.rounds"])
     with pytest.raises(StudyError, match=r"study\.ruonds"):
         DEFAULT.override({"study.ruonds": 7})
 
@@ -238,6 +286,12 @@ def test_text_that_is_not_toml_is_refused() -> None:
 @given(st.lists(st.text(st.characters(exclude_characters=",", exclude_categories=["Cs"]), min_size=1)))
 def test_names_are_split_and_trimmed(parts: list[str]) -> None:
     assert names(" , ".join(parts)) == tuple(p.strip() for p in parts if p.strip())
+
+
+def test_weights_of_sites_are_read() -> None:
+    study = DEFAULT.override({"aggregation.weights": " ward 1 = 2, a=b=0.5 ,x=1e3"})
+    assert study.aggregation.site_weights == {"ward 1": 2.0, "a=b": 0.5, "x": 1000.0}
+    assert DEFAULT.aggregation.site_weights == {}
 
 
 def test_group_lists_are_read() -> None:
