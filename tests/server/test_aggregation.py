@@ -1,6 +1,7 @@
 """Aggregation over the grid: seven sites train, and two of them may be hostile."""
 
 import itertools
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -137,7 +138,11 @@ def test_a_reply_beyond_the_bound_is_one_rejection() -> None:
     np.testing.assert_array_equal(theta_of(record, study), theta_of(without, study))
     assert any("out: hospital-4 (the meta-gradient's norm is above aggregation.max-norm, 100)" in line for line in said)
     assert sum("out:" in line for line in said) == 1
-    assert '"code":102' in (record.folder / "history.jsonl").read_text()
+    lines = [json.loads(line) for line in (record.folder / "history.jsonl").read_text().splitlines()]
+    assert [refusal["code"] for line in lines for refusal in line["out"]] == [102]
+    assert [set(line["sites"]) for line in lines] == [
+        {f"hospital-{i}" for i in range(7) if (number, i) != (2, 4)} for number in range(1, 5)
+    ]
 
 
 def test_weights_of_the_study_reach_theta() -> None:

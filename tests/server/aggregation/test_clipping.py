@@ -58,6 +58,12 @@ def test_a_hostile_site_moves_a_clipped_mean_by_its_share_of_the_radius(
     assert norm(clipped_mean(changed, centre, radius, iterations) - centre) <= iterations * radius + slack
 
 
+def test_the_norm_of_a_float32_vector_is_computed_in_float64() -> None:
+    assert norm(np.array([3e30, 4e30], np.float32)) == pytest.approx(5e30, rel=1e-7)  # its squares overflow
+    assert norm(np.array([3e-30, 4e-30], np.float32)) == pytest.approx(5e-30, rel=1e-7)
+    assert norm(np.array([1e200, 0.0])) == np.inf
+
+
 def test_what_is_near_the_centre_counts_in_full() -> None:
     rows = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 10.0]])
     np.testing.assert_array_equal(clipped_mean(rows, np.zeros(2), 1.0, 1), [1 / 3, 2 / 3])
