@@ -114,7 +114,7 @@ def index_command(
     plan = Plan(
         folder,
         folders,
-        [recipe for path in study or [] for recipe in [_recipe(path)]],
+        [_recipe(path) for path in study or []],
         _labels(labels, dict(_renamed(rename or []))),
         Reading(
             frames,
@@ -216,7 +216,7 @@ def _recipe(path: Path) -> Recipe:
         raise StudyError(f"{path}: there is no such study file, or it cannot be opened; check its path") from None
     except UnicodeDecodeError:
         raise StudyError(f"{path} is no study file: it is not text in UTF-8") from None
-    return Recipe(model.channels, model.image_size, model.dimensions, model.window)
+    return Recipe.of(model)
 
 
 def _labels(path: Path | None, columns: dict[str, str]) -> Labels | None:

@@ -19,7 +19,7 @@ from common.models import build
 from common.paths import home
 from common.study import Study
 
-__all__ = ["Session", "open_session", "recipe_of", "virtual_site"]
+__all__ = ["Session", "open_session", "virtual_site"]
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,6 @@ class Session:
         return make_pool(self.site, names, first, test=None if self.held_out else True)
 
 
-def recipe_of(study: Study) -> Recipe:
-    """Return how a study wants its pixels."""
-    return Recipe(study.model.channels, study.model.image_size, study.model.dimensions, study.model.window)
-
-
 def virtual_site(study: Study, partition: int) -> Path:
     """Return the folder of a virtual site, as `wardround-lab prepare` writes it."""
     return home() / "virtual" / study.data_digest[:16] / f"site-{partition}"
@@ -98,7 +93,7 @@ def open_session(run_config: Mapping[str, object], node_config: Mapping[str, obj
 
 @lru_cache(maxsize=8)
 def _session(study: Study, folder: Path) -> Session:
-    return Session(study, open_site(folder, recipe_of(study)), *_engines(study))
+    return Session(study, open_site(folder, Recipe.of(study.model)), *_engines(study))
 
 
 @lru_cache(maxsize=8)

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.catalogue import Split
+from client.data.image import Recipe
 from client.data.index import Plan, index
 from client.data.labels import Labels
 from client.data.pool import no_main_module
 from client.data.store import Site, open_site
 from client.data.worker import read
 from client.devices import cpu_cores
-from client.session import recipe_of, virtual_site
+from client.session import virtual_site
 from common.errors import DataError
 from common.study import Study
 from simulations import medmnist, partitions
@@ -50,7 +51,7 @@ def prepare(study: Study, progress: Progress = lambda _: None) -> list[Site]:
     DataError
         The data source cannot be read, or does not fit the partition or the network.
     """
-    recipe = recipe_of(study)
+    recipe = Recipe.of(study.model)
     todo = [i for i in range(study.data.sites) if not virtual_site(study, i).exists()]
     if todo:
         virtual_site(study, 0).parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from common.canonical import canonical_json
 from common.errors import DataError
+from common.study import Model
 
 __all__ = ["Recipe", "prepare"]
 
@@ -29,6 +30,11 @@ class Recipe:
     size: int
     dimensions: int = 2
     window: str = "header"
+
+    @classmethod
+    def of(cls, model: Model) -> "Recipe":
+        """Return how a study's network wants its pixels."""
+        return cls(model.channels, model.image_size, model.dimensions, model.window)
 
     @property
     def shape(self) -> tuple[int, ...]:

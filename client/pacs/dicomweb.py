@@ -1,12 +1,9 @@
 """Pull images from a PACS over DICOMweb: search with QIDO-RS, fetch with WADO-RS, resume at any time."""
 
 import errno
-import logging
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +16,7 @@ from pydicom.filereader import read_file_meta_info
 from client.pacs.intake import MAX_BYTES, Intake, holds_pixels, open_intake
 from client.pacs.multipart import MultipartError, only_part
 from client.pacs.query import Where, is_uid, values
+from client.pacs.quiet import quiet
 from client.pacs.source import Source
 from common.errors import DataError
 
@@ -110,7 +108,7 @@ def pull(
     wanted = Where(where or {})
     if not (rate > 0 and patience >= 0 and max_bytes > 0):
         raise DataError("rate and the largest image must be above zero, and patience not below")
-    with open_intake(into) as intake, _quiet(), requests.Session() as session:
+    with open_intake(into) as intake, quiet("dicomweb_client", "urllib3", "pydicom"), requests.Session() as session:
         run = _Pull(source, session, intake, wanted, 1 / rate, patience, max_bytes, progress)
         try:
             return run.all()
@@ -322,19 +320,3 @@ def _check_identity(file: str, uid: str) -> None:
         raise _NotGivenError("not DICOM") from None
     if identity != uid:
         raise _NotGivenError("another image")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what would log addresses (they hold UIDs) or values of DICOM headers."""
-    loggers = [logging.getLogger(name) for name in ("dicomweb_client", "urllib3", "pydicom")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

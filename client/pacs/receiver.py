@@ -1,11 +1,9 @@
 """Receive images that a PACS sends: a DICOM storage service (C-STORE SCP) with an allow-list of senders."""
 
 import errno
-import logging
 import socket
 import ssl
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.pdu import P_DATA_TF
 
 from client.pacs.intake import MAX_BYTES, Intake, holds_pixels, open_intake
+from client.pacs.quiet import quiet
 from common.errors import DataError
 
 __all__ = ["ReceiveReport", "Receiver", "Tls", "receiver"]
@@ -208,7 +207,7 @@ def receiver(
     """
     if not allow:
         raise DataError("nobody may send: name at least one AE title")
-    with open_intake(into) as intake, _silent():
+    with open_intake(into) as intake, quiet("pynetdicom"):
         this = Receiver(intake, max_bytes)
         try:
             entity = AE(aet)
@@ -285,17 +284,3 @@ def _holds(path: Path, head: bytes, image: memoryview) -> bool:
         if file.read(len(head)) != head:
             return False
         return all(file.read(1 << 20) == image[at : at + (1 << 20)] for at in range(0, len(image), 1 << 20))
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep pynetdicom and pydicom from printing: they name identifiers, and what is wrong with which of them."""
-    logger = logging.getLogger("pynetdicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -268,7 +268,7 @@ def test_only_learners_without_an_inner_loop_go_without_inner_steps(name: str) -
 
 def test_an_override_changes_a_copy() -> None:
     other = DEFAULT.override({"study.rounds": 7})
-    assert (other.study.rounds, DEFAULT.study.rounds) == (7, CONFIG["study.rounds"])
+    assert (other.study.rounds, DEFAULT.study.rounds) == (7, 75)
     with pytest.raises(StudyError, match=r"study\.ruonds"):
         DEFAULT.override({"study.ruonds": 7})
 

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from common.errors import DeviceError
-from simulations.bench import engine, scale
+from simulations.bench import engine, ingest, scale
 from simulations.bench.cases import CASES, Case, tiny
 from simulations.bench.timing import Timed, race
 
@@ -86,3 +86,14 @@ def test_the_benchmark_of_many_sites_runs(tmp_path: Path) -> None:
     assert (few["sites"], many["sites"]) == (3, 12)
     assert many["messages"] == 12 + 11 + 12  # join, train but for the held-out site, evaluate
     assert 0 < many["engine_seconds"] < many["seconds"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_indexing_runs(tmp_path: Path) -> None:
+    out = tmp_path / "ingest.json"
+    result = CliRunner().invoke(ingest.app, ["--quick", "--rounds", "1", "--json", str(out)])
+    assert result.exit_code == 0, result.output
+    measured = json.loads(out.read_text())
+    assert measured["throughput"].keys() == {"uncompressed", "JPEG 2000", "JPEG-LS"}
+    assert [size["files"] for size in measured["memory"]] == [20, 60]
+    assert measured["episodes"]["warm"]["median"] > 0

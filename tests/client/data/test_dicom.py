@@ -18,6 +18,7 @@ from pydicom.encaps import encapsulate, generate_frames, itemize_frame
 from client.data.dicom import read_dicom
 from client.data.picture import Picture, Reading, Reason, Refused
 from client.data.windows import WINDOWS, window_names
+from common import study
 from simulations.phantoms import SCANNERS, write_hospital
 from simulations.phantoms.hospital import patients
 
@@ -553,3 +554,7 @@ def test_frames_in_several_fragments_are_whole(tmp_path: Path) -> None:
     dataset.PixelData = b"\xfe\xff\x00\xe0\0\0\0\0" + fragments
     dataset.save_as(tmp_path / "image.dcm")
     np.testing.assert_array_equal(read(tmp_path / "image.dcm")[0].values, np.tile(RAMP, (4, 4)))
+
+
+def test_a_study_can_ask_for_exactly_the_windows_there_are() -> None:
+    assert sorted(window_names()) == sorted(study.WINDOWS)
