@@ -46,7 +46,7 @@ bench: $(READY)
 	$(BIN)/python -m simulations.bench.engine
 
 lock: $(READY)
-	$(BIN)/uv pip compile pyproject.toml --extra simulation --extra pacs --extra dev --quiet \
+	$(BIN)/uv pip compile pyproject.toml --extra simulation --extra pacs --extra tracking --extra export --extra sr --extra dev --quiet \
 		--universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" \
 		--constraint requirements/torch.txt --no-emit-package torch --excludes requirements/cuda.txt \
 		--output-file requirements/lock.txt $(LOCK_FLAGS)
