@@ -23,7 +23,7 @@ def evaluate(session: Session, theta: Theta, instruction: Instruction) -> dict[s
     study = session.study
     out = dict.fromkeys(EVALUATION, -1.0)
     for name in ("known", "new"):
-        pool = session.test_pool(new=name == "new")
+        pool = session.evaluation_pool(instruction.side, new=name == "new")
         if len(pool.classes) < 2:
             continue
         generator = meta_test_generator(session, name)

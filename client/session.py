@@ -9,9 +9,10 @@ import torch
 
 from client.data.episodes import Pool, make_pool
 from client.data.image import Recipe
-from client.data.store import Site, open_site
+from client.data.store import SPLITS, Site, open_site
 from client.devices import cpu_cores, local_devices
 from client.memory import keep_freed_memory
+from common.contract import Side
 from common.errors import NotPreparedError
 from common.meta import Engine, head_size, make_learner
 from common.meta.local_only import LocalOnly
@@ -52,13 +53,13 @@ class Session:
 
     def training_pool(self) -> Pool:
         """Return the training classes of the training patients."""
-        return make_pool(self.site, self.study.episodes.class_names, 0, test=False)
+        return make_pool(self.site, self.study.episodes.class_names, 0, ("train",))
 
-    def test_pool(self, *, new: bool) -> Pool:
-        """Return the training classes, or the ``new`` ones, of patients that never train."""
+    def evaluation_pool(self, side: Side, *, new: bool) -> Pool:
+        """Return the training classes, or the ``new`` ones, of one side's patients; of all where none ever trains."""
         known = self.study.episodes.class_names
         names, first = (self.study.episodes.held_out_names, len(known)) if new else (known, 0)
-        return make_pool(self.site, names, first, test=None if self.held_out else True)
+        return make_pool(self.site, names, first, SPLITS if self.held_out else (side,))
 
 
 def virtual_site(study: Study, partition: int) -> Path:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -27,6 +27,7 @@ __all__ = [
     "Kind",
     "Range",
     "Reply",
+    "Side",
     "Vector",
     "check_instruction",
     "check_reply",
@@ -37,6 +38,7 @@ __all__ = [
 
 Vector = NDArray[np.floating]
 Kind = Literal["join", "train", "evaluate"]
+Side = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Instruction:
         Counted from 1; a retried round has the same theta and a higher attempt.
     scratch : bool
         Evaluate training from scratch too.
+    side : {"validation", "test"}
+        Which patients of a site that trains are evaluated on.
     """
 
     kind: Kind
@@ -86,6 +90,7 @@ class Instruction:
     attempt: int = 0
     theta: str = ""
     scratch: bool = False
+    side: Side = "test"
 
     @property
     def token(self) -> int:
@@ -135,7 +140,7 @@ def check_instruction(content: RecordDict, *, study: str, size: int, dtype: str)
         The message is not one that this study sends, or belongs to another study.
     """
     record = content.config_records.get("instruction")
-    fields = {"kind": str, "study": str, "round": int, "attempt": int, "theta": str, "scratch": bool}
+    fields = {"kind": str, "study": str, "round": int, "attempt": int, "theta": str, "scratch": bool, "side": str}
     if record is None or set(record) != set(fields):
         raise ContractError("the message holds no instruction, or one of another version of wardround")
     if any(type(record[name]) is not kind for name, kind in fields.items()):
@@ -146,7 +151,8 @@ def check_instruction(content: RecordDict, *, study: str, size: int, dtype: str)
             f"the message belongs to the study {instruction.study[:12]}, this site runs {study[:12]}: "
             "coordinator and site must use the same study file"
         )
-    if instruction.kind not in _SCALARS or min(instruction.round, instruction.attempt) < 0:
+    known = instruction.kind in _SCALARS and instruction.side in get_args(Side)
+    if not known or min(instruction.round, instruction.attempt) < 0:
         raise ContractError("the instruction asks for something that no study can ask")
     expected = {"instruction"} if instruction.kind == "join" else {"instruction", "theta"}
     if set(content) != expected:
@@ -193,29 +199,31 @@ def check_reply(content: RecordDict, instruction: Instruction, *, size: int, dty
     ------
     ContractError
         Anything is missing, added, of another type or shape, not finite, out of range, or answers another
-        instruction.
+        instruction; its ``why`` says which.
     """
     expected = {"scalars", "meta_gradient"} if instruction.kind == "train" else {"scalars"}
     if set(content) != expected:
-        raise ContractError(f"a reply to {instruction.kind} holds exactly {sorted(expected)}")
+        raise ContractError(f"a reply to {instruction.kind} holds exactly {sorted(expected)}", "records")
     record = content["scalars"]
     ranges = {"token": _TOKEN, **_SCALARS[instruction.kind]}
     if not isinstance(record, MetricRecord) or set(record) != set(ranges):
-        raise ContractError(f"the scalars of a reply to {instruction.kind} are exactly {sorted(ranges)}")
+        raise ContractError(f"the scalars of a reply to {instruction.kind} are exactly {sorted(ranges)}", "scalars")
     for name, allowed in ranges.items():
         value = record[name]
         if type(value) is not (int if allowed.integer else float):
-            raise ContractError(f"the scalar {name} has the wrong type")
+            raise ContractError(f"the scalar {name} has the wrong type", "scalar-type")
         if not math.isfinite(value) or not allowed.low <= value <= allowed.high:
-            raise ContractError(f"the scalar {name} is not within {allowed.low} to {allowed.high}")
+            raise ContractError(f"the scalar {name} is not within {allowed.low} to {allowed.high}", "scalar-range")
     if record["token"] != instruction.token:
-        raise ContractError("the reply answers another instruction")
+        raise ContractError("the reply answers another instruction", "other-instruction")
     scalars = {name: float(record[name]) for name in _SCALARS[instruction.kind]}  # type: ignore[arg-type]
     if instruction.kind != "train":
         return Reply(None, scalars)
     vector = _unpack(content["meta_gradient"], "meta_gradient", size, dtype)
     if not np.isfinite(vector).all():
-        raise ContractError("the meta-gradient is not finite")
+        raise ContractError("the meta-gradient is not finite", "not-finite")
+    if not vector.any():
+        raise ContractError("the meta-gradient is zero everywhere: it says nothing", "zero")
     return Reply(vector, scalars)
 
 
@@ -237,11 +245,11 @@ def _pack(vector: Vector) -> Array:
 
 def _unpack(record: object, name: str, size: int, dtype: str) -> Vector:
     if not isinstance(record, ArrayRecord) or set(record) != {name}:
-        raise ContractError(f"the record {name} holds exactly one array of that name")
+        raise ContractError(f"the record {name} holds exactly one array of that name", "arrays")
     array = record[name]
     header = _header(size, dtype)
     if (array.dtype, tuple(array.shape), array.stype) != (dtype, (size,), "numpy.ndarray"):
-        raise ContractError(f"the array {name} is not a vector of {size} {dtype} numbers")
+        raise ContractError(f"the array {name} is not a vector of {size} {dtype} numbers", "shape")
     if len(array.data) != len(header) + size * np.dtype(dtype).itemsize or not array.data.startswith(header):
-        raise ContractError(f"the bytes of the array {name} are not a vector of {size} {dtype} numbers")
+        raise ContractError(f"the bytes of the array {name} are not a vector of {size} {dtype} numbers", "shape")
     return np.frombuffer(array.data, np.dtype(dtype).newbyteorder("<"), offset=len(header))

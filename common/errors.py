@@ -33,9 +33,19 @@ class StudyError(WardroundError):
 
 
 class ContractError(WardroundError):
-    """A message does not hold exactly what the study declares."""
+    """A message does not hold exactly what the study declares.
+
+    Attributes
+    ----------
+    why : str
+        A word for the kind of breach, the same every time: for counts and for programs.
+    """
 
     code = 102
+
+    def __init__(self, text: str, why: str = "contract") -> None:
+        super().__init__(text)
+        self.why = why
 
 
 class ModelError(WardroundError):

@@ -100,12 +100,20 @@ class StudyIdentity(_Group):
 
 
 class Sites(_Group):
-    """How many sites a round needs, how long to wait for them, and which sites never train."""
+    """How many sites a round needs, how long to wait for them, and which sites never train.
+
+    ``per_round`` sites, drawn anew for every attempt, are asked in a round; 0 asks all. A round that misses the quorum
+    is tried again with the same theta, ``attempts`` times in all. A site that failed ``rest_after`` times in a row
+    rests for one round, then for two, for four, up to sixteen.
+    """
 
     quorum: Count = 2
     join_seconds: Positive = 30.0
     deadline_seconds: Positive = 600.0
     held_out: str = "hospital-3"
+    per_round: Annotated[int, Field(ge=0)] = 0
+    attempts: Annotated[int, Field(ge=1, le=1000)] = 3
+    rest_after: Count = 3
 
     @property
     def held_out_names(self) -> tuple[str, ...]:
@@ -172,12 +180,21 @@ class Episodes(_Group):
 
 
 class Outer(_Group):
-    """The outer optimiser, kept for the whole run; ``cosine`` lets its rate fall to zero over the rounds."""
+    """The outer optimiser, kept for the whole run; ``cosine`` lets its rate fall to zero over the rounds.
+
+    A meta-gradient longer than ``clip`` is shortened to it; 0 does not clip. With ``average`` above 0, the theta that
+    is evaluated and published is an exponential moving average with this decay. With ``patience`` above 0, it is the
+    best one by the validation patients of the training sites, and the run ends after so many evaluations
+    (``episodes.test-every``) without a better one.
+    """
 
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     rate: Positive = 0.007
     schedule: Literal["constant", "cosine"] = "constant"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip: NonNegative = 0.0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patience: Annotated[int, Field(ge=0)] = 0
 
 
 class Aggregation(_Group):
@@ -197,7 +214,7 @@ class Aggregation(_Group):
     iterations: Annotated[int, Field(ge=1, le=1000)] = 1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weights: str = ""
-    max_norm: NonNegative = 0.0
+    max_norm: NonNegative = 1e6
 
     @property
     def site_weights(self) -> dict[str, float]:
@@ -251,9 +268,14 @@ class Aggregation(_Group):
 
 
 class Privacy(_Group):
-    """The privacy mechanism; ``none`` gives no formal guarantee, and every report says so."""
+    """The privacy mechanism; ``none`` gives no formal guarantee, and every report says so.
+
+    Losses and accuracies are outside of it: with ``figures`` ``withheld`` no site sends any, and nobody is asked to
+    evaluate.
+    """
 
     mechanism: Literal["none"] = "none"
+    figures: Literal["sent", "withheld"] = "sent"
 
 
 class Wire(_Group):
@@ -273,6 +295,13 @@ class Data(_Group):
     patients_per_class: Count = 15
     seed: Seed = 0
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _leaves_some_to_train(self) -> "Data":
+        if self.test_fraction + self.validation_fraction >= 1:
+            raise ValueError("data.test-fraction and data.validation-fraction leave no patients to train: lower one")
+        return self
 
 
 class Study(_Group):
@@ -315,6 +344,15 @@ class Study(_Group):
             raise ValueError("episodes.augment = 'class' needs episodes.labels = 'shuffled': it makes new classes")
         if self.algorithm.inner_steps == 0 and self.algorithm.name not in {"protonet", "local-only"}:
             raise ValueError(f"algorithm.inner-steps is 0, but {self.algorithm.name} needs at least 1")
+        if self.sites.per_round and self.sites.per_round < self.sites.quorum:
+            raise ValueError(
+                f"sites.per-round is {self.sites.per_round}, less than sites.quorum, {self.sites.quorum}: "
+                "no round could reach it; 0 asks all sites"
+            )
+        if self.outer.patience and not self.episodes.test_every:
+            raise ValueError("outer.patience counts evaluations on the way: set episodes.test-every")
+        if self.outer.patience and self.privacy.figures == "withheld":
+            raise ValueError("outer.patience needs validation scores, which privacy.figures = 'withheld' keeps back")
         if idle := sorted(set(self.aggregation.site_weights) & set(self.sites.held_out_names)):
             raise ValueError(f"aggregation.weights names a site of sites.held-out, which never trains: {idle}")
         return self

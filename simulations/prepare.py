@@ -65,7 +65,7 @@ def prepare(study: Study, progress: Progress = lambda _: None) -> list[Site]:
                         [source.images],
                         [recipe],
                         Labels(source.labels, {}) if source.labels else None,
-                        split=Split(0.0, study.data.test_fraction),
+                        split=Split(study.data.validation_fraction, study.data.test_fraction),
                         name=f"hospital-{number}",
                         number=number,
                         key=hashlib.sha256(f"virtual site {study.data_digest} {number}".encode()).digest(),

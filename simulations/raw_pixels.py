@@ -46,7 +46,7 @@ def main(study: Study) -> None:
     for site in [s for s in sites if s.name in study.sites.held_out_names] or sites:
         session = open_session(study.run_config(), {"partition-id": site.index})
         for name in ("known", "new"):
-            pool = session.test_pool(new=name == "new")
+            pool = session.evaluation_pool("test", new=name == "new")
             if len(pool.classes) < 2:
                 continue
             generator = meta_test_generator(session, name)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.data.augment import SYMMETRIES, transform
-from client.data.store import SPLITS, Site
+from client.data.store import Site
 from common import study
 from common.errors import DataError
 from common.meta.episodes import Batch, Episodes
@@ -66,7 +66,7 @@ class Pool:
     images: tuple[ByPatient, ...]
 
 
-def make_pool(site: Site, classes: Sequence[str], first: int, *, test: bool | None) -> Pool:
+def make_pool(site: Site, classes: Sequence[str], first: int, splits: Sequence[str]) -> Pool:
     """Collect the images of some classes.
 
     Parameters
@@ -75,10 +75,10 @@ def make_pool(site: Site, classes: Sequence[str], first: int, *, test: bool | No
         Class names; those that the site does not have, or has from one patient only, are left out.
     first : int
         Place of ``classes[0]`` in the study's class list.
-    test : bool or None
-        Images of the test split, of the training split, or all.
+    splits : sequence of str
+        Some of `SPLITS`: the sides whose patients are on offer.
     """
-    usable = site.on_side(SPLITS if test is None else ("test",) if test else ("train",))
+    usable = site.on_side(splits)
     kept, images = [], []
     for place, name in enumerate(classes, first):
         if name not in site.label_names:

@@ -97,7 +97,8 @@ class Aggregator:
         if vector.shape != (self._size,):
             raise ValueError(f"a reply of shape {vector.shape}, where it is ({self._size},): it would be broadcast")
         if self._plan.max_norm and norm(vector) > self._plan.max_norm:
-            raise ContractError(f"the meta-gradient's norm is above aggregation.max-norm, {self._plan.max_norm:g}")
+            text = f"the meta-gradient's norm is above aggregation.max-norm, {self._plan.max_norm:g}"
+            raise ContractError(text, "norm")
         if self._plan.rule == "mean":
             self._mean.add(vector, self._weights[site])
         else:

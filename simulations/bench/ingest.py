@@ -170,7 +170,7 @@ def episodes(images: int, rounds: int) -> dict[str, Any]:
         site = open_site(folder / "site", _RECIPE)
         (file,) = (folder / "site").glob("cache/*/pixels.raw")
         spec = Episodes(classes=",".join(_CLASSES), held_out="", ways=5, shots=5, queries=15)
-        pool = make_pool(site, spec.class_names, 0, test=False)
+        pool = make_pool(site, spec.class_names, 0, ("train",))
         speeds: dict[str, list[float]] = {"cold": [], "warm": []}
         for turn in range(rounds):
             for state in ("cold", "warm"):

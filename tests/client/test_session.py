@@ -53,7 +53,11 @@ def test_pools_of_a_training_site_part_its_patients(study: Study, sites: list[Si
     session = open_session(study.run_config(), {"partition-id": 1})
     assert not session.held_out
     site = session.site
-    train, known, new = session.training_pool(), session.test_pool(new=False), session.test_pool(new=True)
+    train, known, new = (
+        session.training_pool(),
+        session.evaluation_pool("test", new=False),
+        session.evaluation_pool("test", new=True),
+    )
     sides = []
     for pool, test in ((train, False), (known, True), (new, True)):
         slots = [slot for images in pool.images for slot in images.slots.tolist()]
@@ -72,7 +76,7 @@ def test_pools_of_a_training_site_part_its_patients(study: Study, sites: list[Si
 def test_all_patients_of_a_held_out_site_are_new(study: Study, sites: list[Site]) -> None:
     session = open_session(study.run_config(), {"partition-id": 3})
     assert session.held_out
-    pool = session.test_pool(new=False)
+    pool = session.evaluation_pool("test", new=False)
     slots = {slot for images in pool.images for slot in images.slots.tolist()}
     site = session.site
     assert slots == {s for s in range(len(site.labels)) if site.label_names[site.labels[s]] in "abcd"}

@@ -72,6 +72,8 @@ def _literals(value: str) -> list[str]:
 _CLIPPING = {"aggregation.rule": "centred-clipping", "aggregation.tolerated": 1, "aggregation.radius": 1.0}
 TOGETHER: dict[str, dict[str, Any]] = {
     "episodes.labels": {"episodes.held-out": ""},
+    "sites.per-round": {"sites.quorum": 1},
+    "outer.patience": {"episodes.test-every": 10},
     "aggregation.rule": {"aggregation.tolerated": 1},
     "aggregation.tolerated": {"aggregation.rule": "median"},
     "aggregation.selected": {"aggregation.rule": "multi-krum", "aggregation.tolerated": 1},

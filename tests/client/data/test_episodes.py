@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from client.data.episodes import Pool, draw, make_pool
-from client.data.store import Site
+from client.data.store import SPLITS, Site
 from common.errors import DataError
 from common.meta import Batch, Episodes
 from common.study import Episodes as Spec
@@ -104,7 +104,7 @@ def check_episodes(site: Site, pool: Pool, spec: Spec, episodes: Episodes, count
 @settings(max_examples=120, deadline=None)
 @given(sites(), specs(), st.integers(0, 2**32))
 def test_no_patient_is_on_both_sides(site: Site, spec: Spec, seed: int) -> None:
-    pool = make_pool(site, NAMES, 0, test=False)
+    pool = make_pool(site, NAMES, 0, ("train",))
     assume(len(pool.classes) >= 2)
     try:
         episodes = draw(site, pool, spec, 2, rng(seed))
@@ -116,7 +116,7 @@ def test_no_patient_is_on_both_sides(site: Site, spec: Spec, seed: int) -> None:
 @settings(max_examples=60, deadline=None)
 @given(sites(one_class_each=True), specs(), st.integers(0, 2**32))
 def test_patients_of_one_class_each_always_give_episodes(site: Site, spec: Spec, seed: int) -> None:
-    pool = make_pool(site, NAMES, 0, test=False)
+    pool = make_pool(site, NAMES, 0, ("train",))
     assume(len(pool.classes) >= 2)
     episodes = draw(site, pool, spec, 3, rng(seed))
     check_episodes(site, pool, spec, episodes, 3)
@@ -133,7 +133,7 @@ def test_patients_of_one_class_each_always_give_episodes(site: Site, spec: Spec,
 @settings(max_examples=40, deadline=None)
 @given(sites(), specs())
 def test_fewer_than_two_classes_are_refused(site: Site, spec: Spec) -> None:
-    pool = make_pool(site, NAMES[:1], 0, test=False)
+    pool = make_pool(site, NAMES[:1], 0, ("train",))
     assert len(pool.classes) <= 1
     with pytest.raises(DataError, match=f"this site offers {len(pool.classes)} here"):
         draw(site, pool, spec, 1, rng())
@@ -144,15 +144,14 @@ def test_fewer_than_two_classes_are_refused(site: Site, spec: Spec) -> None:
 def test_a_pool_holds_exactly_the_images_of_its_split(site: Site, data: st.DataObject) -> None:
     side = data.draw(st.lists(st.integers(0, 2), min_size=12, max_size=12))
     split = Site(**{**vars(site), "split": np.array([side[p] for p in site.patients], np.int8)})
-    for test in (True, False, None):
-        pool = make_pool(split, NAMES[1:], 1, test=test)
+    for splits in (*[(name,) for name in SPLITS], SPLITS[:2], SPLITS):
+        pool = make_pool(split, NAMES[1:], 1, splits)
         assert set(pool.classes) <= set(range(1, len(NAMES)))
         for place in range(1, len(NAMES)):
             there = [
                 slot
                 for slot in range(len(split.labels))
-                if split.label_names[split.labels[slot]] == NAMES[place]
-                and (test is None or split.split[slot] == (2 if test else 0))
+                if split.label_names[split.labels[slot]] == NAMES[place] and SPLITS[split.split[slot]] in splits
             ]
             if len({int(split.patients[slot]) for slot in there}) < 2:
                 assert place not in pool.classes
@@ -168,7 +167,7 @@ def test_a_pool_holds_exactly_the_images_of_its_split(site: Site, data: st.DataO
 
 def test_every_patient_and_image_is_as_likely_as_the_others() -> None:
     site = plenty()
-    pool = make_pool(site, NAMES, 0, test=False)
+    pool = make_pool(site, NAMES, 0, ("train",))
     episodes = draw(site, pool, spec(ways=5, shots=3, queries=3), 600, rng())
     for batch in (episodes.support, episodes.query):
         drawn = Counter(int(slot) for task in range(600) for slot in slots_of(batch, task))
@@ -190,7 +189,7 @@ def spec(**values: object) -> Spec:
 
 def test_where_there_is_plenty_nothing_is_padding() -> None:
     site = plenty()
-    episodes = draw(site, make_pool(site, NAMES, 0, test=False), spec(), 5, rng())
+    episodes = draw(site, make_pool(site, NAMES, 0, ("train",)), spec(), 5, rng())
     for batch, limit in ((episodes.support, 2), (episodes.query, 4)):
         assert batch.mask is not None
         assert batch.mask.all()
@@ -202,7 +201,7 @@ def test_where_there_is_plenty_nothing_is_padding() -> None:
 
 def test_every_class_gets_every_label_and_every_patient_every_side() -> None:
     site = plenty()
-    episodes = draw(site, make_pool(site, NAMES, 0, test=False), spec(), 200, rng())
+    episodes = draw(site, make_pool(site, NAMES, 0, ("train",)), spec(), 200, rng())
     places = {(way, int(c)) for row in episodes.classes for way, c in enumerate(row)}
     assert places == {(way, place) for way in range(3) for place in range(5)}
     for batch in (episodes.support, episodes.query):
@@ -212,7 +211,7 @@ def test_every_class_gets_every_label_and_every_patient_every_side() -> None:
 
 def test_fixed_labels_are_the_places_in_the_class_list() -> None:
     site = make_site([0, 0, 1, 2, 3, 3], [1, 1, 1, 3, 3, 3])  # only b and d
-    pool = make_pool(site, NAMES, 0, test=False)
+    pool = make_pool(site, NAMES, 0, ("train",))
     assert pool.classes == (1, 3)
     episodes = draw(site, pool, spec(labels="fixed", shots=1, queries=1), 4, rng())
     for batch in (episodes.support, episodes.query):
@@ -223,7 +222,7 @@ def test_fixed_labels_are_the_places_in_the_class_list() -> None:
 
 def test_new_classes_come_after_the_known_ones() -> None:
     site = plenty()
-    pool = make_pool(site, ("d", "missing", "e"), 7, test=False)
+    pool = make_pool(site, ("d", "missing", "e"), 7, ("train",))
     assert pool.classes == (7, 9)
     episodes = draw(site, pool, spec(), 3, rng())
     assert {int(c) for c in episodes.classes.flatten()} == {7, 9, -1}  # fewer classes than ways
@@ -231,18 +230,18 @@ def test_new_classes_come_after_the_known_ones() -> None:
 
 def test_patients_that_share_everything_are_refused_in_words() -> None:
     site = make_site([0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2])
-    pool = make_pool(site, NAMES, 0, test=False)
+    pool = make_pool(site, NAMES, 0, ("train",))
     episodes = draw(site, pool, spec(), 2, rng())  # two patients: one on each side in every class
     check_episodes(site, pool, spec(), episodes, 2)
     # Three classes from three pairs of patients: whoever goes where, one class has one side only.
     ring = make_site([0, 1, 1, 2, 2, 0], [0, 0, 1, 1, 2, 2])
     with pytest.raises(DataError, match="use fewer ways or add patients"):
-        draw(ring, make_pool(ring, NAMES, 0, test=False), spec(), 1, rng())
+        draw(ring, make_pool(ring, NAMES, 0, ("train",)), spec(), 1, rng())
 
 
 def test_the_same_generator_gives_the_same_episodes() -> None:
     site = plenty()
-    pool = make_pool(site, NAMES, 0, test=False)
+    pool = make_pool(site, NAMES, 0, ("train",))
     one, two, other = (draw(site, pool, spec(), 3, rng(seed)) for seed in (5, 5, 6))
     assert torch.equal(one.support.x, two.support.x)
     assert torch.equal(one.classes, two.classes)
@@ -251,7 +250,7 @@ def test_the_same_generator_gives_the_same_episodes() -> None:
 
 def test_pixels_are_scaled_to_about_zero_mean_and_unit_spread() -> None:
     site = plenty()
-    episodes = draw(site, make_pool(site, NAMES, 0, test=False), spec(), 3, rng())
+    episodes = draw(site, make_pool(site, NAMES, 0, ("train",)), spec(), 3, rng())
     assert episodes.support.x.dtype == torch.float32
     levels = torch.arange(256) / 255
     assert set(episodes.query.x.flatten().tolist()) <= set(((levels * 255 - 127.5) / 63.75).tolist())
@@ -262,7 +261,7 @@ def test_augmentation_is_for_training_only_and_keeps_labels(mode: str) -> None:
     site = plenty()
     generator = np.random.default_rng(1)
     square = Site(**{**vars(site), "cache": generator.integers(0, 256, (len(site.labels), 1, 4, 4), np.uint8)})
-    pool, plan = make_pool(square, NAMES, 0, test=False), spec(augment=mode)
+    pool, plan = make_pool(square, NAMES, 0, ("train",)), spec(augment=mode)
     plain, turned = (draw(square, pool, plan, 4, rng(), augment=augment) for augment in (False, True))
     assert torch.equal(plain.support.y, turned.support.y)
     assert torch.equal(plain.classes, turned.classes)

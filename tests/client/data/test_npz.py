@@ -282,7 +282,7 @@ def test_real_sets_index_with_their_groups(shared_data: Path, tmp_path: Path, na
     # One patient for each group, and one group for each patient.
     pairs = {(str(groups[frame]), who) for frame, who in stored}
     assert len(pairs) == len(set(map(str, groups))) == len({who for _, who in pairs})
-    pool = make_pool(site, site.label_names, 0, test=False)
+    pool = make_pool(site, site.label_names, 0, ("train",))
     assert len(pool.classes) >= 2
     assert on_two_sides(site, pool, groups, 10_000) == 0
 
@@ -299,7 +299,7 @@ def test_real_pictures_without_groups_are_in_no_episode(shared_data: Path, tmp_p
     index(Plan(tmp_path / "site", [source], [RECIPE], key=KEY, split=Split(0.1, 0.3), each_a_patient=True))
     site = open_site(tmp_path / "site", RECIPE)
     assert len(site.labels) > 5000
-    pool = make_pool(site, site.label_names, 0, test=False)
+    pool = make_pool(site, site.label_names, 0, ("train",))
     groups = np.full(len(site.cache), -1)
     groups[site.slots] = site.patients
     assert on_two_sides(site, pool, groups, 10_000) == 0
@@ -327,7 +327,7 @@ def test_the_count_of_groups_on_two_sides_can_fail(tmp_path: Path) -> None:
     path = written(tmp_path / "x.npz", images=images, labels=np.arange(80) % 2, groups=np.arange(80))
     index(Plan(tmp_path / "site", [path], [Recipe(1, 8)], key=KEY, split=Split(0.0, 0.1)))
     site = open_site(tmp_path / "site", Recipe(1, 8))
-    pool = make_pool(site, site.label_names, 0, test=False)
+    pool = make_pool(site, site.label_names, 0, ("train",))
     assert on_two_sides(site, pool, np.arange(80), 500) == 0
     assert on_two_sides(site, pool, np.arange(80) // 40, 500) > 0
 

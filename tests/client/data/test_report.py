@@ -63,7 +63,7 @@ def support_patients(count: int, shots: int) -> int:
         who, who // count, ("a", "b"), who, np.zeros(2 * count, np.int8),
     )  # fmt: skip
     spec = study.Episodes(labels="fixed", classes="a,b", held_out="", shots=shots, queries=1)
-    support = draw(site, make_pool(site, ("a", "b"), 0, test=False), spec, 5, np.random.default_rng(0)).support
+    support = draw(site, make_pool(site, ("a", "b"), 0, ("train",)), spec, 5, np.random.default_rng(0)).support
     assert support.mask is not None
     numbers = {
         len(np.unique(x[mask & (y == way), 0, 0, 0]))

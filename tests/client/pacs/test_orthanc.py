@@ -180,7 +180,7 @@ def test_from_the_pacs_to_episodes(pacs: Orthanc, images: list[Dataset], tmp_pat
     site = open_site(tmp_path / "site", recipe)
     assert len(site.labels) == len(images)
     assert site.label_names == tuple(sorted(set(study_of.values())))
-    pool = make_pool(site, site.label_names, 0, test=False)
+    pool = make_pool(site, site.label_names, 0, ("train",))
     spec = Episodes(classes=",".join(site.label_names), held_out="", ways=2, shots=5, queries=5)
     episodes = draw(site, pool, spec, 20, np.random.default_rng(0))
     assert episodes.support.x.shape == (20, 10, 1, 16, 16)
