@@ -10,6 +10,7 @@ __all__ = [
     "NotPreparedError",
     "RoundError",
     "SignatureError",
+    "StorageError",
     "StudyError",
     "WardroundError",
     "explain",
@@ -82,6 +83,12 @@ class SignatureError(WardroundError):
     """A signature or key is malformed, or a signature does not verify."""
 
     code = 108
+
+
+class StorageError(WardroundError):
+    """Something could not be written or read back: the disk is full, read-only or damaged."""
+
+    code = 109
 
 
 def explain(code: int) -> str:

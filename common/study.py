@@ -15,6 +15,7 @@ from common.errors import StudyError
 
 __all__ = [
     "ALGORITHMS",
+    "RUN_KEYS",
     "WINDOWS",
     "Aggregation",
     "Algorithm",
@@ -57,6 +58,9 @@ WINDOWS = (
     "stroke",
     "subdural",
 )
+
+#: Keys of a run configuration that belong to one run and not to its study: the run to resume, and who is told of it.
+RUN_KEYS = ("resume", "track")
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -361,6 +365,8 @@ class Study(_Group):
     def from_run_config(cls, config: Mapping[str, Any]) -> "Study":
         """Read a flat (``group.key``) or nested mapping; keys that are missing have their defaults.
 
+        The keys of one run (`RUN_KEYS`) are no part of a study, and left out.
+
         Raises
         ------
         StudyError
@@ -368,6 +374,8 @@ class Study(_Group):
         """
         nested: dict[str, Any] = {}
         for key, value in config.items():
+            if key in RUN_KEYS:
+                continue
             group, _, name = key.partition(".")
             if not name and not isinstance(value, Mapping):
                 nested[group] = value

@@ -18,7 +18,7 @@ from common.signing import (
     verify,
 )
 from common.study import Study
-from server.record import write_atomic
+from server.files import write_atomic
 
 __all__ = ["app", "read_study"]
 

@@ -1,25 +1,33 @@
-"""One exchange with the sites: ask each, wait until a deadline, check every reply before it counts."""
+"""Messages to the sites and back: ask each, wait until a deadline, check every reply before it counts."""
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
+import httpx
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from common.contract import Instruction, Reply, check_reply
 from common.errors import ContractError, explain
 
-__all__ = ["Answer", "Refusal", "exchange"]
+__all__ = ["Answer", "Exchange", "Note", "Refusal"]
 
 _TYPES = {"join": "query.join", "train": "train", "evaluate": "evaluate"}
 
-# Sites asked at once: bounds the server's memory, and no real consortium is larger.
+# Messages handed to Flower at once: one request holds them all.
 _WINDOW = 64
-# The first look for replies comes at once, later ones less and less often: a poll is a request over the network.
+# Replies that may lie here before it is their turn: with the one in hand, all the vectors that memory holds.
+_AHEAD = 8
+# The first look for replies comes at once, later ones less and less often: a look is a request over the network.
 _FIRST_POLL_SECONDS = 0.005
 _LAST_POLL_SECONDS = 1.0
+
+#: Called with what happens besides answers: an event's name and what is known of it.
+Note = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -32,73 +40,183 @@ class Answer:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a site does not count: an error code and what it means."""
+    """Why a site does not count: an error code, a word for the kind of reason, and a sentence."""
 
     site: str
     code: int
+    why: str
     reason: str
 
 
-def exchange(
-    grid: Grid,
-    nodes: Mapping[str, int],
-    instruction: Instruction,
-    content: RecordDict,
-    *,
-    size: int,
-    dtype: str,
-    seconds: float,
-) -> Iterator[Answer | Refusal]:
-    """Ask some sites and yield what became of each, in the order of ``nodes``.
+@dataclass(frozen=True)
+class _Asked:
+    """A message that no reply was taken for, and until when one is looked for."""
+
+    site: str
+    instruction: Instruction
+    until: float
+
+
+class Exchange:
+    """All messages of one run.
+
+    A reply counts for the one message that it answers, once. One that comes after its deadline, or again, is noted and
+    dropped, and so is one that nobody asked for.
 
     Parameters
     ----------
-    nodes : mapping
-        Site names and Flower node ids, in the order in which results are wanted.
-    instruction, content
-        What is asked, and the message's content; all sites get the same.
-    size, dtype
-        The vector that a training reply must hold.
-    seconds : float
-        How long to wait for the sites of one window, by a monotonic clock.
+    grid : Grid
+        Flower's, or one that behaves like it.
+    note : Note
+        Gets ``late``, ``duplicate`` and ``unasked`` replies.
+
+    Attributes
+    ----------
+    transport_seconds, waiting_seconds : float
+        Time spent so far in Flower's calls, and in pauses between them.
     """
-    sites = list(nodes.items())
-    for window in (sites[i : i + _WINDOW] for i in range(0, len(sites), _WINDOW)):
-        ids = list(grid.push_messages([Message(content, node, _TYPES[instruction.kind]) for _, node in window]))
-        # Flower gives no id for a message that it cannot pass on, and no ids at all where they are too large for it.
-        asked = zip(ids or [""] * len(window), window, strict=True)
-        waiting = {message_id or f"unsent {site}": site for message_id, (site, _) in asked}
-        unsent = set(waiting) - set(ids)
-        replies: dict[str, Message] = {}
-        deadline = time.monotonic() + seconds
+
+    def __init__(self, grid: Grid, note: Note = lambda *_, **__: None) -> None:
+        self.grid, self._note = grid, note
+        self.transport_seconds = self.waiting_seconds = 0.0
+        self._late: dict[str, _Asked] = {}
+
+    def ask(
+        self,
+        nodes: Mapping[str, int],
+        instruction: Instruction,
+        content: RecordDict,
+        *,
+        size: int,
+        dtype: str,
+        seconds: float,
+    ) -> Iterator[Answer | Refusal]:
+        """Ask some sites and yield what became of each, in the order of ``nodes``.
+
+        Parameters
+        ----------
+        nodes : mapping
+            Site names and Flower node ids, in the order in which results are wanted.
+        instruction, content
+            What is asked, and the message's content; all sites get the same.
+        size, dtype
+            The vector that a training reply must hold.
+        seconds : float
+            How long to wait for all of them, by a monotonic clock.
+        """
+        waiting = self._push(nodes, instruction, content, seconds)
+        until = time.monotonic() + seconds
+        held: dict[str, Message | ContractError] = {}
         pause = _FIRST_POLL_SECONDS
         while waiting:
-            # Failures of Flower's own come from node 1, so a reply is known by what it answers.
-            new = {m.metadata.reply_to_message_id: m for m in grid.pull_messages(set(waiting) - set(replies) - unsent)}
-            replies |= new
-            late = time.monotonic() >= deadline
-            for message_id, site in list(waiting.items()):  # in order; what came early waits for its turn
-                if message_id not in replies and message_id not in unsent and not late:
-                    break
-                del waiting[message_id]
-                if message_id in unsent:
-                    yield Refusal(site, 0, "Flower could not send the message: the site has left, or it is too large")
+            late, came = time.monotonic() >= until, False
+            for message_id in list(waiting if late else islice(waiting, _AHEAD)):
+                if message_id not in waiting:
                     continue
-                yield _judge(site, replies.pop(message_id, None), instruction, size, dtype)
-            if not new and waiting:
-                time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+                came |= message_id not in held and self._pull(message_id, instruction, waiting, held)
+                # In order: what came early waits for its turn, and at the end of time whose turn it is has had it.
+                while waiting and ((first := next(iter(waiting))) in held or (late and first == message_id)):
+                    site = waiting.pop(first)
+                    if first not in held:  # Flower delivers for as long again: `ttl` below
+                        self._late[first] = _Asked(site, instruction, until + seconds)
+                    yield _judge(site, held.pop(first, None), instruction, size, dtype)
+            if waiting and not came:
+                rest = min(pause, max(0.0, until - time.monotonic()))
+                time.sleep(rest)
+                self.waiting_seconds += rest
                 pause = min(1.1 * pause, _LAST_POLL_SECONDS)
+        self._collect_late()
+
+    def _push(
+        self, nodes: Mapping[str, int], instruction: Instruction, content: RecordDict, seconds: float
+    ) -> dict[str, str]:
+        """Send the messages and return the sites by message id, in their order."""
+        sent: dict[str, str] = {}
+        sites = list(nodes.items())
+        for window in (sites[i : i + _WINDOW] for i in range(0, len(sites), _WINDOW)):
+            messages = [Message(content, node, _TYPES[instruction.kind], ttl=2 * seconds) for _, node in window]
+            with self._transport():
+                ids = list(self.grid.push_messages(messages))
+            # Flower gives no id for a message that it cannot pass on, and no ids at all where they are too large.
+            for message_id, (site, _) in zip(ids or [""] * len(window), window, strict=True):
+                sent[message_id or f"{_UNSENT}{site}"] = site
+        return sent
+
+    def _pull(
+        self,
+        message_id: str,
+        instruction: Instruction,
+        waiting: Mapping[str, str],
+        held: dict[str, Message | ContractError],
+    ) -> bool:
+        """Look for one message's reply; keep it where it answers one that waits. Return whether anything came.
+
+        One id at a time: Flower inflates all replies that it finds, and one that cannot be inflated would take the
+        others with it.
+        """
+        if message_id.startswith(_UNSENT):
+            held[message_id] = ContractError(
+                "Flower could not send the message: the site has left, or it is too large", "unsent"
+            )
+            return True
+        try:
+            with self._transport():
+                replies = list(self.grid.pull_messages([message_id]))
+        except (httpx.HTTPError, ConnectionError):
+            raise  # the coordinator's own Flower is gone, which is no site's fault
+        except Exception as error:
+            held[message_id] = ContractError(f"the reply cannot be read ({type(error).__name__})", "unreadable")
+            return True
+        for message in replies:
+            # Failures of Flower's own come from node 1, so a reply is known by what it answers.
+            answers = message.metadata.reply_to_message_id
+            if answers in waiting and answers not in held:
+                held[answers] = message
+            elif answers in waiting or answers == message_id:
+                self._note_of("duplicate", waiting.get(answers, ""), instruction)
+            elif asked := self._late.pop(answers, None):
+                self._note_of("late", asked.site, asked.instruction)
+            else:
+                self._note_of("unasked", "", instruction)
+        return bool(replies)
+
+    def _collect_late(self) -> None:
+        """Take replies of earlier messages off Flower, note them and drop them; give up on the old ones."""
+        for message_id, asked in list(self._late.items()):
+            if asked.until < time.monotonic():
+                del self._late[message_id]
+            elif message_id in self._late:
+                self._pull(message_id, asked.instruction, {}, {})
+
+    def _note_of(self, event: str, site: str, instruction: Instruction) -> None:
+        about = {"kind": instruction.kind, "round": instruction.round, "attempt": instruction.attempt}
+        self._note(event, site=site, **about)
+
+    @contextmanager
+    def _transport(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.transport_seconds += time.monotonic() - began
 
 
-def _judge(site: str, message: Message | None, instruction: Instruction, size: int, dtype: str) -> Answer | Refusal:
+_UNSENT = "unsent "
+
+
+def _judge(
+    site: str, message: Message | ContractError | None, instruction: Instruction, size: int, dtype: str
+) -> Answer | Refusal:
     if message is None:
-        return Refusal(site, 0, "no reply before the deadline")
+        return Refusal(site, 0, "no-reply", "no reply before the deadline")
+    if isinstance(message, ContractError):
+        return Refusal(site, 0, message.why, str(message))
     if message.has_error():
         # Of the sender's own words only the number under which a site wrote the incident down is taken.
         incident = re.fullmatch(r"incident [0-9a-f]{8}", message.error.reason or "")
         reason = explain(message.error.code) + (f" ({incident[0]})" if incident else "")
-        return Refusal(site, message.error.code, reason)
+        return Refusal(site, message.error.code, "error", reason)
     try:
         return Answer(site, check_reply(message.content, instruction, size=size, dtype=dtype))
     except ContractError as error:
-        return Refusal(site, error.code, str(error))
+        return Refusal(site, error.code, error.why, str(error))

@@ -127,7 +127,7 @@ def compare(
 ) -> None:
     """Run several algorithms on the same virtual hospitals and put them side by side, with 95 % intervals."""
     from common.study import names
-    from server.record import write_atomic
+    from server.files import write_atomic
     from simulations.compare import compare as run_comparison
     from simulations.figures.curves import draw_curves
 

@@ -59,24 +59,33 @@ class Aggregator:
 
     def __init__(self, plan: Aggregation, size: int, sites: Sequence[str]) -> None:
         self._plan, self._size = plan, size
-        self._place = {site: i for i, site in enumerate(sites)}
-        self._weights = plan.site_weights or dict.fromkeys(sites, 1.0)
-        if missing := [site for site in sites if site not in self._weights]:
-            raise StudyError(
-                f"aggregation.weights gives no weight to {', '.join(missing)}: "
-                "name every site that trains, or none for equal weights"
-            )
-        self._enough(len(sites))
-        self._rows = np.empty((0 if plan.rule == "mean" else len(sites), size), np.float64)
+        self._weights = plan.site_weights
+        self._rows = np.empty((0, size), np.float64)
         clips = plan.rule == "centred-clipping"
         self._clipping = CentredClipping(
             size if clips else 0, radius=plan.radius, iterations=plan.iterations, momentum=plan.momentum
         )
-        self.begin()
+        self._enough(len(sites))
+        self.begin(sites)
 
-    def begin(self) -> None:
-        """Begin a round or an attempt: replies that were added and not aggregated are forgotten."""
-        self._mean = Mean(self._size if self._plan.rule == "mean" else 0)
+    def begin(self, sites: Sequence[str]) -> None:
+        """Begin a round or an attempt with the sites that are asked; what was added and not aggregated is forgotten.
+
+        Raises
+        ------
+        StudyError
+            The study gives weights, and none to one of the sites.
+        """
+        if self._weights and (missing := [site for site in sites if site not in self._weights]):
+            raise StudyError(
+                f"aggregation.weights gives no weight to {', '.join(missing)}: "
+                "name every site that trains, or none for equal weights"
+            )
+        self._place = {site: i for i, site in enumerate(sites)}
+        if self._plan.rule == "mean":
+            self._mean = Mean(self._size)
+        elif len(self._rows) < len(sites):
+            self._rows = np.empty((len(sites), self._size), np.float64)
         self._sites: list[str] = []
 
     @property
@@ -100,13 +109,13 @@ class Aggregator:
             text = f"the meta-gradient's norm is above aggregation.max-norm, {self._plan.max_norm:g}"
             raise ContractError(text, "norm")
         if self._plan.rule == "mean":
-            self._mean.add(vector, self._weights[site])
+            self._mean.add(vector, self._weights.get(site, 1.0))
         else:
             self._rows[self.count] = vector
         self._sites.append(site)
 
     def result(self) -> NDArray[np.float64]:
-        """Return the round's meta-gradient ``[D]`` and end the round.
+        """Return the round's meta-gradient ``[D]``.
 
         Raises
         ------
@@ -114,9 +123,7 @@ class Aggregator:
             There are too few replies for the rule; nothing that is kept between rounds has changed.
         """
         self._enough(self.count)
-        gradient = self._apply(self._rows[: self.count])
-        self.begin()
-        return gradient
+        return self._apply(self._rows[: self.count])
 
     def _apply(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         plan = self._plan

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import common
+from common.environment import flower_environment
 from common.errors import RoundError
 from common.paths import home
 from common.study import Study
-from deploy.environment import flower_environment
 from server.record import run_folder
 
 __all__ = ["SuperLink", "run_on_flower", "superlink"]
@@ -135,7 +135,7 @@ def run_on_flower(
     sites = f"num-supernodes={study.data.sites} client-resources-num-cpus=1 init-args-num-cpus={concurrent}"
     run_id = int(link.flwr("run", app, "lab", "--run-config", str(plan), "--federation-config", sites)["run-id"])
     folder, seen, asked = run_folder(run_id), 0, time.monotonic()
-    while not (folder / "result.json").exists():
+    while not _finished(folder):
         if (folder / "history.jsonl").exists():
             lines = (folder / "history.jsonl").read_bytes().split(b"\n")[:-1]
             for line in lines[seen:]:
@@ -149,7 +149,13 @@ def run_on_flower(
             if (status := _status(link, run_id)).startswith("finished"):
                 raise RoundError(f"the run ended without a result ({status}):\n{_log(link, run_id)}")
         time.sleep(_POLL_SECONDS)
-    return run_id  # the result is the last thing that a run writes; Ray takes seconds more to end
+    return run_id  # Ray takes seconds more to end
+
+
+def _finished(folder: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return bool(json.loads((folder / "status.json").read_bytes())["state"] == "finished")
+    return False
 
 
 def _status(link: SuperLink, run_id: int) -> str:

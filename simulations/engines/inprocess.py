@@ -101,14 +101,14 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        wanted = set(message_ids)
-        for key in [k for k in self._delayed if k in wanted]:
+        wanted = list(message_ids)
+        for key in [k for k in wanted if k in self._delayed]:
             pulls, reply = self._delayed.pop(key)
             if pulls <= 0:
                 return [reply]
             self._delayed[key] = (pulls - 1, reply)
         # One site at a time: no more than one reply is held here.
-        for key in [k for k in self._pending if k in wanted]:
+        for key in [k for k in wanted if k in self._pending]:
             answer, delay = self._run(self._pending.pop(key))
             if answer is not None and delay:
                 self._delayed[key] = (delay, answer)
@@ -152,8 +152,9 @@ def run_in_process(
     client: ClientApp | None = None,
     fault: Fault | None = None,
     run_id: int | None = None,
+    resume: int | None = None,
 ) -> tuple[int, InProcessGrid]:
-    """Run a study on its prepared virtual sites.
+    """Run a study on its prepared virtual sites, or go on with the run ``resume``.
 
     Returns
     -------
@@ -165,7 +166,7 @@ def run_in_process(
 
     run_id = uuid4().int >> 65 if run_id is None else run_id
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, SUPERLINK_NODE_ID, 1
-    config = study.run_config()
+    config = study.run_config() | ({} if resume is None else {"resume": str(resume)})
     grid = InProcessGrid(client or client_app, config, study.data.sites, fault, run_id=run_id)
     (server or server_app)(grid, Context(run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(config)))
-    return run_id, grid
+    return run_id if resume is None else resume, grid

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from server.record import write_atomic
+from server.files import write_atomic
 from simulations.compare import Comparison
 
 __all__ = ["draw_curves"]

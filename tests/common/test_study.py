@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import StudyError
-from common.study import ALGORITHMS, Study, names
+from common.study import ALGORITHMS, RUN_KEYS, Study, names
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = Study()
@@ -35,8 +35,10 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
 def test_the_defaults_are_what_flower_runs_by_default() -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     config = pyproject["tool"]["flwr"]["app"]["config"]
+    assert {key: config.pop(key) for key in RUN_KEYS} == dict.fromkeys(RUN_KEYS, "")
     assert _flat(config) == CONFIG
     assert Study.from_run_config(config) == DEFAULT
+    assert Study.from_run_config({**config, "resume": "12", "track": "tensorboard"}) == DEFAULT  # of a run, not a study
 
 
 def _other_values(value: bool | int | float | str) -> list[Any]:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from common.errors import StorageError
 from common.paths import home
 from common.study import Study
-from server.record import RunRecord, run_folder, write_atomic
+from server.files import write_atomic
+from server.record import RunRecord, run_folder
 from tests.server.scripted import a_study
 
 
@@ -52,7 +54,7 @@ def test_a_record_holds_study_rounds_theta_and_result(tmp_path: Path) -> None:
     saved = load_file(record.folder / "theta.safetensors")
     assert all(torch.equal(saved[name], value) for name, value in theta.items())
     assert {path.name for path in record.folder.iterdir()} == {
-        "study.json", "history.jsonl", "theta.safetensors", "result.json",
+        "study.json", "history.jsonl", "evaluations.jsonl", "events.jsonl", "theta.safetensors", "result.json",
     }  # fmt: skip
 
 
@@ -60,7 +62,7 @@ def test_theta_is_written_before_the_result(tmp_path: Path, monkeypatch: pytest.
     record = RunRecord(tmp_path, a_study())
     with monkeypatch.context() as patch:
         patch.setattr("server.record.save", lambda _: (_ for _ in ()).throw(OSError("no")))
-        with pytest.raises(OSError, match="no"):
+        with pytest.raises(StorageError, match=r"cannot be written \(no\): make room"):
             record.finish({}, {"a": torch.ones(1)})
     assert not (tmp_path / "result.json").exists()  # a run with a result is complete
 

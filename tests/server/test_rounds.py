@@ -17,6 +17,7 @@ from common.contract import Instruction, Vector
 from common.errors import DataError, NotPreparedError, RoundError
 from common.meta import flatten, unflatten
 from common.study import Study
+from server import rounds
 from server.aggregation import Mean, aggregator
 from server.record import RunRecord, run_folder
 from server.rounds import initial_theta
@@ -30,6 +31,11 @@ PATIENT = "Kowalska^Zofia"
 
 def history(record: RunRecord) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (record.folder / "history.jsonl").read_text().splitlines()]
+
+
+def events(record: RunRecord, name: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (record.folder / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == name]
 
 
 def result(record: RunRecord) -> dict[str, Any]:
@@ -181,18 +187,24 @@ def in_training(what: str | int) -> Fault:
     return fault
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again at once."""
+    monkeypatch.setattr(rounds, "_PAUSE_SECONDS", 0.0)
+
+
 @pytest.mark.parametrize(
-    ("what", "code", "reason"),
+    ("what", "code", "why", "reason"),
     [
-        ("drop", 0, "no reply before the deadline"),
-        (10**9, 0, "no reply before the deadline"),
-        ("crash", 5, "the site went away"),
+        ("drop", 0, "no-reply", "no reply before the deadline"),
+        (10**9, 0, "no-reply", "no reply before the deadline"),
+        ("crash", 5, "error", "the site went away"),
     ],
 )
-def test_a_site_that_fails_is_named_and_the_round_goes_on(what: str | int, code: int, reason: str) -> None:
+def test_a_site_that_fails_is_named_and_the_round_goes_on(what: str | int, code: int, why: str, reason: str) -> None:
     record, study, said = out_in_round_one(in_training(what), None, **{"sites.deadline-seconds": 0.5})
     one, two = history(record)
-    assert one["out"] == [{"site": "hospital-1", "code": code, "reason": reason}]
+    assert one["out"] == [{"site": "hospital-1", "code": code, "why": why, "reason": reason}]
     assert set(one["sites"]) == {"hospital-0", "hospital-2"}
     assert two["out"] == []
     assert_same(theta_of(record, study), by_hand(study, [[0, 2], [0, 1, 2]]))
@@ -286,8 +298,8 @@ def test_of_a_sites_error_only_the_code_and_the_incident_are_kept() -> None:
     record, _, said = out_in_round_one(None, spoil, **{"sites.quorum": 1})
     known, unknown = history(record)[0]["out"]
     meaning = "images or labels cannot be read, or cannot give the episodes that a study asks for"
-    assert known == {"site": "hospital-0", "code": 104, "reason": f"{meaning} (incident 0123abcd)"}
-    assert unknown == {"site": "hospital-1", "code": 104, "reason": meaning}
+    assert known == {"site": "hospital-0", "code": 104, "why": "error", "reason": f"{meaning} (incident 0123abcd)"}
+    assert unknown == {"site": "hospital-1", "code": 104, "why": "error", "reason": meaning}
     assert PATIENT not in "".join(said) + (record.folder / "history.jsonl").read_text()
 
 
@@ -327,13 +339,18 @@ def test_below_quorum_the_run_ends_and_says_why() -> None:
 
 
 class Careless(InProcessGrid):
-    """Hands over late replies to whoever asks next, whatever was asked for."""
+    """Hands over the replies of an earlier round to whoever asks next, whatever was asked for."""
+
+    handed_over = 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self._earlier = list(self._delayed)
+        return super().push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        wanted = set(message_ids)
-        late = [reply for key, (_, reply) in self._delayed.items() if key not in wanted]
-        self.handed_over = len(late)
-        return [*late, *super().pull_messages(wanted)]
+        late = [self._delayed.pop(key)[1] for key in self._earlier if key in self._delayed]
+        self.handed_over += len(late)
+        return [*late, *super().pull_messages(message_ids)]
 
 
 def test_a_late_reply_of_an_earlier_round_never_counts() -> None:
@@ -341,6 +358,7 @@ def test_a_late_reply_of_an_earlier_round_never_counts() -> None:
     grid = Careless(Scripted(study), study.run_config(), study.data.sites, in_training(10**9))
     record = run(study, grid, next(RUNS))
     assert grid.handed_over == 1
+    assert [(e["site"], e["round"], e["attempt"]) for e in events(record, "late")] == [("hospital-1", 1, 1)]
     one, two = history(record)
     assert [refusal["site"] for refusal in one["out"]] == ["hospital-1"]
     assert two["out"] == []
@@ -358,7 +376,7 @@ def test_a_replayed_reply_is_refused() -> None:
     record, study, _ = out_in_round_one(None, spoil)
     one, two = history(record)
     assert one["out"] == []
-    assert two["out"] == [{"site": "hospital-0", "code": 102, "reason": "the reply answers another instruction"}]
+    assert [(refusal["site"], refusal["why"]) for refusal in two["out"]] == [("hospital-0", "other-instruction")]
     assert_same(theta_of(record, study), by_hand(study, [[0, 1, 2], [1, 2]]))
 
 
@@ -454,19 +472,16 @@ def test_the_server_waits_for_nodes_and_not_for_ever() -> None:
     class Slow(InProcessGrid):
         calls = 0
 
-        def get_node_ids(self) -> Iterable[int]:
-            self.calls += 1
-            return list(super().get_node_ids()) if self.calls > 2 else []
-
         def get_nodes(self) -> Iterable[Any]:
-            return []
+            self.calls += 1
+            return super().get_nodes() if self.calls > 2 else []
 
     study = a_study({"study.rounds": 1})
     grid = Slow(Scripted(study), study.run_config(), study.data.sites)
     assert history(run(study, grid, next(RUNS)))[0]["out"] == []
 
     class Nobody(Slow):
-        def get_node_ids(self) -> Iterable[int]:
+        def get_nodes(self) -> Iterable[Any]:
             return []
 
     study = a_study({"sites.join-seconds": 0.2, "sites.held-out": ""})

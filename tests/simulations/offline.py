@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.console import plain_errors
-from deploy.environment import QUIET
+from common.environment import QUIET
 from server.record import run_folder
 from simulations.engines.flower import run_on_flower, superlink
 from tests.client.hospitals import tiny_study

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deploy.environment import QUIET
+from common.environment import QUIET
 from server.record import run_folder
 from simulations.engines.inprocess import run_in_process
 from tests.client.hospitals import prepared, tiny_study

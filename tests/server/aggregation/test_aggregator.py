@@ -107,7 +107,7 @@ def test_too_few_sites_are_refused_before_and_in_a_round(
     with pytest.raises(RoundError, match=f"{least - 1} sites are too few"):
         aggregator.result()
     assert {name: value.tolist() for name, value in aggregator.state().items()} == kept
-    aggregator.begin()
+    aggregator.begin(sites)
     for site in sites[1:]:
         aggregator.add(site, np.ones(2))
     assert aggregator.count == least
@@ -123,11 +123,12 @@ def test_a_round_begins_with_nothing_of_the_one_before(rule: str) -> None:
     for site in sites[1:4]:
         aggregator.add(site, np.full(4, 77.0))
     assert aggregator.count == 3
-    aggregator.begin()  # a new attempt
+    aggregator.begin(sites)  # a new attempt
     assert aggregator.count == 0
     for site, row in zip(sites, rows, strict=True):
         aggregator.add(site, row)
     np.testing.assert_array_equal(aggregator.result(), fresh)
+    aggregator.begin(sites)
     with pytest.raises(RoundError, match="0 sites are too few"):
         aggregator.result()  # no reply counts twice
 
@@ -139,6 +140,7 @@ def test_a_restored_aggregator_goes_on_with_the_same_bits(rule: str) -> None:
     first, second = (Aggregator(a_plan(rule), 4, sites) for _ in range(2))
 
     def a_round(aggregator: Aggregator, rows: Rows) -> Rows:
+        aggregator.begin(sites)
         for site, row in zip(sites, rows, strict=True):
             aggregator.add(site, row)
         return aggregator.result()
@@ -164,6 +166,7 @@ def test_a_studys_momentum_is_kept_by_the_name_of_the_site() -> None:
     alone = CentredClipping(3, radius=0.25, iterations=8, momentum=0.9)
     for there in (sites, ["a", "c", "d"], ["b", "c", "d"]):
         rows = generator.normal(size=(len(there), 3))
+        aggregator.begin(sites)
         for site, row in zip(there, rows, strict=True):
             aggregator.add(site, row)
         np.testing.assert_array_equal(aggregator.result(), alone.step(there, rows))
@@ -202,6 +205,7 @@ def test_weights_are_those_of_the_study() -> None:
     for site, value in (("ward 0", 1.0), ("ward 1", 4.0)):
         aggregator.add(site, np.array([value], np.float32))
     np.testing.assert_allclose(aggregator.result(), [(2 + 0.4) / 2.1], rtol=1e-15)
+    aggregator.begin(["ward 0", "ward 1"])
     aggregator.add("ward 1", np.array([4.0], np.float32))  # of who is there
     np.testing.assert_allclose(aggregator.result(), [4.0], rtol=1e-15)
     with pytest.raises(StudyError, match=r"aggregation\.weights gives no weight to ward 2, ward 3: name every site"):

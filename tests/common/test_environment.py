@@ -10,7 +10,7 @@ import pytest
 from flwr.common.constant import FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION
 from flwr.supercore.constant import FLWR_DISABLE_UPDATE_CHECK
 
-from deploy.environment import QUIET, flower_environment
+from common.environment import QUIET, flower_environment
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,31 @@
+"""Files that are there whole or not at all."""
+
+import os
+from pathlib import Path
+
+__all__ = ["flush_folder", "write_atomic", "write_durably"]
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file and flush it to the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's own entries: without it, a rename may be lost when the power goes."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, durably."""
+    part = path.with_name(path.name + ".part")
+    write_durably(part, data)
+    os.replace(part, path)
+    flush_folder(path.parent)
