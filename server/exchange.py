@@ -183,10 +183,10 @@ class Exchange:
     def _collect_late(self) -> None:
         """Take replies of earlier messages off Flower, note them and drop them; give up on the old ones."""
         for message_id, asked in list(self._late.items()):
-            if asked.until < time.monotonic():
-                del self._late[message_id]
-            elif message_id in self._late:
+            if message_id in self._late:
                 self._pull(message_id, asked.instruction, {}, {})
+            if asked.until < time.monotonic():
+                self._late.pop(message_id, None)
 
     def _note_of(self, event: str, site: str, instruction: Instruction) -> None:
         about = {"kind": instruction.kind, "round": instruction.round, "attempt": instruction.attempt}

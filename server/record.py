@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from common.canonical import canonical_json
-from common.errors import NotPreparedError, StorageError, StudyError
+from common.errors import NotPreparedError, RoundError, StorageError, StudyError
 from common.paths import home
 from common.study import Study
 from server.files import write_atomic
@@ -64,6 +64,8 @@ class RunRecord:
         There is nothing to resume.
     StudyError
         What is there is of another study; the text says which values differ.
+    RoundError
+        A run that is not to be resumed is there already.
     StorageError
         The folder cannot be written.
     """
@@ -78,6 +80,8 @@ class RunRecord:
                 (folder / "failure.txt").unlink(missing_ok=True)
                 _drop_half_a_line(folder / "events.jsonl")
             return
+        if (folder / "study.json").exists():
+            raise RoundError(f"{folder} holds a run already: resume it, or start one of another number")
         with _storage(folder):
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / "study.json", canonical_json({"digest": study.digest, "study": study.run_config()}))
