@@ -172,10 +172,10 @@ class Exchange:
             answers = message.metadata.reply_to_message_id
             if answers in waiting and answers not in held:
                 held[answers] = message
-            elif answers in waiting or answers == message_id:
-                self._note_of("duplicate", waiting.get(answers, ""), instruction)
             elif asked := self._late.pop(answers, None):
                 self._note_of("late", asked.site, asked.instruction)
+            elif answers in waiting:
+                self._note_of("duplicate", waiting[answers], instruction)
             else:
                 self._note_of("unasked", "", instruction)
         return bool(replies)
