@@ -19,6 +19,8 @@ from common.signing import (
 )
 from common.study import Study
 from server.files import write_atomic
+from server.record import run_folder
+from server.resume import resume_on_flower, study_of_run
 
 __all__ = ["app", "read_study"]
 
@@ -66,6 +68,28 @@ def check(file: File, as_json: Json = False) -> None:
     print(f"  new        {episodes.held_out or '-'}")
     print(f"  sites      quorum {study.sites.quorum}, never train: {study.sites.held_out or '-'}")
     print("  privacy    no formal guarantee (privacy.mechanism = 'none')")
+
+
+@app.command(epilog="Example: wardround-study resume 7141206735270432915 --superlink consortium")
+@plain_errors
+def resume(
+    run: Annotated[int, typer.Argument(help="The run's number, as its folder is called.")],
+    superlink: Annotated[str, typer.Option(help="A connection of Flower's configuration.")] = "local",
+    app_folder: Annotated[Path, typer.Option("--app", help="The folder with wardround's pyproject.toml.")] = Path("."),
+    federation_config: Annotated[
+        str | None,
+        typer.Option(help="As for `flwr run`; without it, on `local`, the study's number of virtual sites."),
+    ] = None,
+) -> None:
+    """Go on with a run that was interrupted, from its last complete round; the outcome has the same bits.
+
+    Exit code 1: there is no such run, or it did not end with a result this time either.
+    """
+    study = study_of_run(run)
+    if federation_config is None and superlink == "local":
+        federation_config = f"num-supernodes={study.data.sites} client-resources-num-cpus=1"
+    resume_on_flower(run, app=app_folder, superlink=superlink, federation=federation_config)
+    print(f"run {run} has its result: {run_folder(run)}")
 
 
 @app.command(epilog="Example: wardround-study keygen coordinator")

@@ -332,7 +332,8 @@ class _Run:
         if count >= self.needed:
             return
         plan = self.study.aggregation
-        short = explain_need(plan) if count < sites_needed(plan) else f"sites.quorum is {self.study.sites.quorum}"
+        robust = plan.rule != "mean" and count < sites_needed(plan)
+        short = explain_need(plan) if robust else f"sites.quorum is {self.study.sites.quorum}"
         more = (
             "what was learned is kept: when the sites are back, resume the run"
             if resumable

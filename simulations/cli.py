@@ -67,18 +67,27 @@ def demo(as_json: Json = False) -> None:
 @app.command(epilog="Example: wardround-lab simulate simulations/studies/skin.toml -c study.rounds=20")
 @plain_errors
 def simulate(
-    study: StudyFile = None, change: Change = None, engine: Engine = "in-process", as_json: Json = False
+    study: StudyFile = None,
+    change: Change = None,
+    engine: Engine = "in-process",
+    resume: Annotated[
+        int | None, typer.Option(help="Go on with this run, in process, from its last complete round.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Prepare a study's virtual hospitals and run it."""
+    from server.resume import study_of_run
     from simulations.engines.inprocess import run_in_process
 
-    plan = _plan(study, change)
+    if resume is not None and (study or change or engine == "flower"):
+        raise StudyError("--resume goes on with the run's own study in this process: leave STUDY, -c and --engine out")
+    plan = _plan(study, change) if resume is None else study_of_run(resume)
     if engine == "flower":
         result, folder = _on_flower(plan)
     else:
         _prepare(plan)
         with redirect_stdout(sys.stderr):  # the ServerApp prints a line a round
-            run_id, _ = run_in_process(plan)
+            run_id, _ = run_in_process(plan, resume=resume)
         folder = run_folder(run_id)
         result = json.loads((folder / "result.json").read_text())
     _show(plan, result, folder, as_json=as_json)

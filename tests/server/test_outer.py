@@ -55,6 +55,29 @@ def test_cosine_lets_the_rate_fall_to_zero() -> None:
         np.testing.assert_allclose(ours[t], theta, rtol=1e-12)
 
 
+def test_a_long_gradient_is_shortened_and_no_other() -> None:
+    theta = START.copy()
+    for ours, gradient in zip(steps(Outer(optimiser="sgd", rate=0.1, clip=3.0)), GRADIENTS, strict=True):
+        length = math.sqrt(math.fsum(gradient**2))
+        theta = theta - 0.1 * gradient * min(1.0, 3.0 / length)
+        np.testing.assert_allclose(ours, theta, rtol=1e-12)
+    assert {np.linalg.norm(gradient) > 3 for gradient in GRADIENTS} == {True, False}
+
+
+def test_the_published_theta_is_the_weighted_mean_of_all_but_the_first() -> None:
+    optimiser = OuterOptimiser(Outer(average=0.8), START, 5)
+    np.testing.assert_array_equal(optimiser.published, START)
+    seen = []
+    for gradient in GRADIENTS:
+        optimiser.step(gradient)
+        seen.append(optimiser.theta.copy())
+        weights = [0.8 ** (len(seen) - i) for i in range(1, len(seen) + 1)]
+        np.testing.assert_allclose(optimiser.published, np.average(seen, axis=0, weights=weights), rtol=1e-12)
+    plain = OuterOptimiser(Outer(), START, 5)
+    plain.step(GRADIENTS[0])
+    np.testing.assert_array_equal(plain.published, plain.theta)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_theta_keeps_its_type_and_the_start_is_not_touched(dtype: str) -> None:
     start: Vector = START.astype(dtype)
