@@ -21,7 +21,7 @@ def main(grid: Grid, context: Context) -> None:
     study, earlier = Study.from_run_config(context.run_config), str(context.run_config.get("resume", ""))
     folder = run_folder(int(earlier or context.run_id))
     record = RunRecord(folder, study, resume=bool(earlier))
-    record.status(run_id=context.run_id)
+    record.status(state="joining", run_id=context.run_id)
     try:
         run_study(grid, study, record, partial(print, flush=True), resume=bool(earlier))
     except WardroundError as error:

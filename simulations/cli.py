@@ -70,20 +70,18 @@ def simulate(
     study: StudyFile = None,
     change: Change = None,
     engine: Engine = "in-process",
-    resume: Annotated[
-        int | None, typer.Option(help="Go on with this run, in process, from its last complete round.")
-    ] = None,
+    resume: Annotated[int | None, typer.Option(help="Go on with this run from its last complete round.")] = None,
     as_json: Json = False,
 ) -> None:
     """Prepare a study's virtual hospitals and run it."""
     from server.resume import study_of_run
     from simulations.engines.inprocess import run_in_process
 
-    if resume is not None and (study or change or engine == "flower"):
-        raise StudyError("--resume goes on with the run's own study in this process: leave STUDY, -c and --engine out")
+    if resume is not None and (study or change):
+        raise StudyError("--resume goes on with the run's own study: leave STUDY and -c out")
     plan = _plan(study, change) if resume is None else study_of_run(resume)
     if engine == "flower":
-        result, folder = _on_flower(plan)
+        result, folder = _on_flower(plan, resume)
     else:
         _prepare(plan)
         with redirect_stdout(sys.stderr):  # the ServerApp prints a line a round
@@ -189,13 +187,13 @@ def _prepare(study: Study) -> list[Site]:
         return prepare(study, progress=_progress.print)
 
 
-def _on_flower(study: Study) -> tuple[dict[str, Any], Path]:
+def _on_flower(study: Study, resume: int | None = None) -> tuple[dict[str, Any], Path]:
     from simulations.engines.flower import run_on_flower, superlink
 
     with superlink() as link:
         _prepare(study)
         with _bar(study) as update:
-            folder = run_folder(run_on_flower(study, link, progress=update))
+            folder = run_folder(run_on_flower(study, link, progress=update, resume=resume))
     return json.loads((folder / "result.json").read_text()), folder
 
 

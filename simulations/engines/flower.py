@@ -109,6 +109,7 @@ def run_on_flower(
     *,
     concurrent: int = 2,
     progress: Callable[[dict[str, Any]], None] | None = None,
+    resume: int | None = None,
 ) -> int:
     """Run a study with ``flwr run`` and return the run's id; its folder is `server.record.run_folder` of it.
 
@@ -122,6 +123,8 @@ def run_on_flower(
         CPU cores; one site runs per core at a time.
     progress : callable
         Called with every new line of the run's history.
+    resume : int or None
+        Go on with this run; it keeps its id and its folder.
 
     Raises
     ------
@@ -129,12 +132,14 @@ def run_on_flower(
         The run failed; the reason and the end of the log are in the text.
     """
     _wait_until_up(link)
+    began = time.time()
     plan = link.folder / "study.toml"
-    plan.write_text(study.toml())
+    plan.write_text(("" if resume is None else f'resume = "{resume}"\n\n') + study.toml())
     app = str(Path(common.__file__).parents[1])
     sites = f"num-supernodes={study.data.sites} client-resources-num-cpus=1 init-args-num-cpus={concurrent}"
     run_id = int(link.flwr("run", app, "lab", "--run-config", str(plan), "--federation-config", sites)["run-id"])
-    folder, seen, asked = run_folder(run_id), 0, time.monotonic()
+    number = run_id if resume is None else resume
+    folder, seen, asked = run_folder(number), 0, time.monotonic()
     while not _finished(folder):
         if (folder / "history.jsonl").exists():
             lines = (folder / "history.jsonl").read_bytes().split(b"\n")[:-1]
@@ -142,14 +147,14 @@ def run_on_flower(
                 if progress:
                     progress(json.loads(line))
             seen = len(lines)
-        if (folder / "failure.txt").exists():
-            raise RoundError((folder / "failure.txt").read_text())
+        if (failure := folder / "failure.txt").exists() and failure.stat().st_mtime > began:
+            raise RoundError(failure.read_text())
         if time.monotonic() - asked > _ASK_SECONDS:
             asked = time.monotonic()
             if (status := _status(link, run_id)).startswith("finished"):
                 raise RoundError(f"the run ended without a result ({status}):\n{_log(link, run_id)}")
         time.sleep(_POLL_SECONDS)
-    return run_id  # Ray takes seconds more to end
+    return number  # Ray takes seconds more to end
 
 
 def _finished(folder: Path) -> bool:

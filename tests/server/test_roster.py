@@ -110,7 +110,7 @@ def test_a_registered_name_is_the_sites_whatever_it_says_itself() -> None:
 def test_who_fails_often_rests_longer_each_time_and_is_named() -> None:
     roster, _, events = a_roster(changes={"sites.rest-after": 2})
     roster.gather(start=True)
-    rests = []
+    rests: list[int] = []
     number = 1
     for _ in range(9):
         while "hospital-2" not in roster.choose(number, 1).asked:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from common.environment import QUIET
+from common.paths import home
 from server.record import run_folder
+from simulations.engines.flower import run_on_flower, superlink
 from simulations.engines.inprocess import run_in_process
 from tests.client.hospitals import prepared, tiny_study
 
@@ -80,3 +83,38 @@ def test_flower_runs_offline_with_the_same_bits_and_goes_away(subtests: pytest.S
             time.sleep(0.2)
         assert not left
         assert not Path(report["state"]).exists()
+
+
+class Killed(Exception):
+    """The run that is watched has just been killed."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_run_whose_server_is_killed_is_resumed_with_the_same_bits() -> None:
+    study = tiny_study({"study.rounds": 40})
+    prepared(study)
+    killed: list[int] = []
+
+    def progress(line: dict[str, Any]) -> None:
+        if line["round"] >= 5 and not killed:
+            status = json.loads((run_folder_of(line) / "status.json").read_bytes())
+            killed.append(status["pid"])
+            os.kill(status["pid"], signal.SIGKILL)
+            raise Killed  # Flower itself takes a minute to notice
+
+    def run_folder_of(_: dict[str, Any]) -> Path:
+        return max((home() / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
+
+    with superlink() as link:
+        with pytest.raises(Killed):
+            run_on_flower(study, link, progress=progress)
+        assert len(killed) == 1
+        number = int(run_folder_of({}).name)
+        assert not (run_folder(number) / "result.json").exists()
+        assert run_on_flower(study, link, resume=number) == number
+    whole, _ = run_in_process(study)
+    for name in ("theta.safetensors", "result.json"):
+        assert (run_folder(number) / name).read_bytes() == (run_folder(whole) / name).read_bytes()
+    events = [json.loads(line) for line in (run_folder(number) / "events.jsonl").read_text().splitlines()]
+    assert [event["round"] >= 4 for event in events if event["event"] == "resumed"] == [True]
