@@ -6,6 +6,7 @@ __all__ = [
     "ContractError",
     "DataError",
     "DeviceError",
+    "ExportError",
     "ModelError",
     "NotPreparedError",
     "RoundError",
@@ -72,6 +73,12 @@ class SignatureError(WardroundError):
     """A signature or key is malformed, or a signature does not verify."""
 
     code = 108
+
+
+class ExportError(WardroundError):
+    """A run's theta cannot be exported, or an export does not compute what theta does."""
+
+    code = 110
 
 
 def explain(code: int) -> str:
