@@ -119,11 +119,13 @@ def export(
     folder = find_run(run)
     done = export_run(folder, to or folder / "export", formats)
     if as_json:
-        print(json.dumps({"folder": str(done.folder), "differences": done.differences, **done.facts}, indent=1))
+        figures = {"differences": done.differences, "float32": done.rounding}
+        print(json.dumps({"folder": str(done.folder), **figures, **done.facts}, indent=1))
         return
     print(f"exported theta {done.facts['theta'][:12]} of the study {done.facts['study']['id']} to {done.folder}")
     for name, differences in done.differences.items():
         output, difference = [*differences.items()][-1]
-        print(f"  {name:<12} loaded again, {output} differ by at most {difference:.1e}")
+        loss = f" (float32 itself costs {done.rounding[output]:.1e})" if difference > 1e-5 else ""
+        print(f"  {name:<12} loaded again, {output} differ by at most {difference:.1e}{loss}")
     if done.facts["needs_adaptation"]:
         print("theta is a starting point: its outputs mean nothing before adaptation (README.md there)")

@@ -74,7 +74,7 @@ def _meaning(facts: dict[str, Any]) -> str:
     if "logits" not in facts["outputs"]:
         return (
             "Features, without a head. Some labelled images of every class make one: c is the mean of a class's "
-            "features, and an image with features f has the logit `2 f.c - c.c`. Without them nothing is said of any class."
+            "features, and an image with features f has the logit `2 f.c - c.c`. Without them it says nothing."
         )
     return (
         "A starting point of learning, not a classifier: **its logits mean nothing before adaptation** to some "

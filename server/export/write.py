@@ -1,6 +1,7 @@
 """Write an export whole or not at all, and only if every format computes what theta computes."""
 
 import copy
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -49,11 +50,14 @@ class Exported:
         What every format carries.
     differences : dict
         By format and output: the largest difference to wardround's own network in float64.
+    rounding : dict
+        By output: the difference of that network itself in float32.
     """
 
     folder: Path
     facts: dict[str, Any]
     differences: dict[Format, dict[str, float]]
+    rounding: dict[str, float]
 
 
 def export_run(run: Path, to: Path, formats: Sequence[Format]) -> Exported:
@@ -67,14 +71,14 @@ def export_run(run: Path, to: Path, formats: Sequence[Format]) -> Exported:
     """
     source = read_run(run)
     facts = facts_of(source)
-    formats = tuple(dict.fromkeys(formats))
+    differences: dict[Format, dict[str, float]] = {}
     with _whole(to) as folder:
-        differences = {
-            format_: _compare(source, format_, _WRITERS[format_](source, facts, folder)) for format_ in formats
-        }
-        use = "\n".join(f"- {_USE[format_].format(id=source.study.study.id)}" for format_ in formats)
+        reference = _Reference(source)
+        for format_ in dict.fromkeys(formats):
+            differences[format_] = reference.compare(format_, _WRITERS[format_](source, facts, folder))
+        use = "\n".join(f"- {_USE[format_].format(id=source.study.study.id)}" for format_ in differences)
         (folder / "README.md").write_text(readme(facts, use), encoding="utf-8")
-    return Exported(to, facts, differences)
+    return Exported(to, facts, differences, reference.rounding)
 
 
 @contextmanager
@@ -104,37 +108,49 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _compare(source: Source, format_: Format, predict: Predict) -> dict[str, float]:
-    """Return each output's largest difference to wardround's own network, of random pictures.
+class _Reference:
+    """What wardround's own network gives for random pictures, in float64, and how far it is from that in float32.
 
-    Own means the network that the study trained, in float64. A deep network with batch statistics loses more than 1e-5
-    to float32 alone, so float32's own loss counts too: a wrong export is wrong by far more.
+    A deep network with batch statistics can lose more than 1e-5 to float32 alone. So that loss counts beside the fixed
+    tolerance: a wrong export is wrong by far more.
     """
-    fine, coarse = (copy.deepcopy(source.network).to(dtype) for dtype in (torch.float64, torch.float32))
-    generator = torch.Generator().manual_seed(0)
-    differences: dict[str, float] = {}
-    losses: dict[str, float] = {}
-    with torch.no_grad():
-        for count in _BATCHES:
-            pixels = torch.randint(0, 256, (count, *source.image), generator=generator)
-            images = (pixels.float() - CENTRE) / SPREAD
-            wanted, rounded = source.predict(fine, images), source.predict(coarse, images)
-            for name, found in predict(images).items():
-                differences[name] = max(differences.get(name, 0.0), _distance(found, wanted[name]))
-                losses[name] = max(losses.get(name, 0.0), _distance(rounded[name], wanted[name]))
-    for name, difference in differences.items():
-        if not difference <= max(_TOLERANCE, _ROUNDINGS * losses[name]):
-            raise ExportError(
-                f"the {format_} export gives other {name} than theta, by up to {difference:.1e} (float32 itself costs "
-                f"{losses[name]:.1e}): leave it out with --format, and report this"
-            )
-    return differences
+
+    def __init__(self, source: Source) -> None:
+        fine, coarse = (copy.deepcopy(source.network).to(dtype) for dtype in (torch.float64, torch.float32))
+        generator = torch.Generator().manual_seed(0)
+        self.batches = []
+        self.rounding = dict.fromkeys(source.outputs, 0.0)
+        with torch.no_grad():
+            for count in _BATCHES:
+                pixels = torch.randint(0, 256, (count, *source.image), generator=generator)
+                images = (pixels.float() - CENTRE) / SPREAD
+                wanted = source.predict(fine, images)
+                self.batches.append((images, wanted))
+                for name, value in source.predict(coarse, images).items():
+                    self.rounding[name] = max(self.rounding[name], _distance(value, wanted[name]))
+
+    def compare(self, format_: Format, predict: Predict) -> dict[str, float]:
+        """Return each output's largest difference."""
+        differences: dict[str, float] = {}
+        with torch.no_grad():
+            for images, wanted in self.batches:
+                for name, found in predict(images).items():
+                    differences[name] = max(differences.get(name, 0.0), _distance(found, wanted[name]))
+        for name, difference in differences.items():
+            allowed = max(_TOLERANCE, _ROUNDINGS * self.rounding[name])
+            if not math.isfinite(difference) or difference > allowed:
+                raise ExportError(
+                    f"the {format_} export gives other {name} than theta does, by up to {difference:.1e} where "
+                    f"{allowed:.1e} is allowed: leave it out with --format, and report this"
+                )
+        return differences
 
 
 def _distance(found: Tensor, wanted: Tensor) -> float:
     if found.shape != wanted.shape:
-        return float("inf")
-    return float((found.double() - wanted).abs().max())
+        return math.inf
+    distance = float((found.double() - wanted).abs().max())
+    return math.inf if math.isnan(distance) else distance  # max() loses a NaN
 
 
 _WRITERS: dict[Format, Callable[[Source, dict[str, Any], Path], Predict]] = {
