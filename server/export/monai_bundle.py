@@ -4,6 +4,7 @@ The layout and the keys are those of MONAI's bundle specification; ``models/mode
 network itself, which has no class in MONAI.
 """
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from common.errors import ExportError
 from common.pixels import CENTRE, SPREAD
 from common.quiet import quiet
 from server.export.facts import readme
-from server.export.plain import PlainPrediction, trace
+from server.export.plain import PlainPrediction, program_bytes, trace
 from server.export.source import Predict, Source
 
 __all__ = ["write_bundle"]
@@ -37,9 +38,10 @@ def write_bundle(source: Source, facts: dict[str, Any], folder: Path) -> Predict
     for part in ("configs", "models", "docs"):
         (root / part).mkdir(parents=True)
     module = PlainPrediction(source.network, head=source.has_head)
-    with quiet("torch.export"):  # PyTorch warns of its own deprecations
-        torch.export.save(trace(module, source.image), root / "models" / "model.pt2")
-    torch.save(module.state_dict(), root / "models" / "model.pt")
+    (root / "models" / "model.pt2").write_bytes(program_bytes(trace(module, source.image), {}))
+    weights = io.BytesIO()
+    torch.save(module.state_dict(), weights)
+    (root / "models" / "model.pt").write_bytes(weights.getvalue())
     for name, content in (("metadata", _metadata(facts, monai.__version__)), ("inference", _inference(facts))):
         (root / "configs" / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (root / "LICENSE").write_text(_LICENCE, encoding="utf-8")

@@ -1,6 +1,8 @@
 """The network in plain operations, traced: what every format but safetensors holds."""
 
 import copy
+import io
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from common.models import Network
 from common.models.norm import EPSILON, BatchStatNorm
 from common.quiet import quiet
 
-__all__ = ["Plain", "PlainPrediction", "trace"]
+__all__ = ["Plain", "PlainPrediction", "program_bytes", "trace"]
 
 
 class Plain(nn.Module):
@@ -89,3 +91,11 @@ def trace(module: Plain, image: tuple[int, ...]) -> ExportedProgram:
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names folders of this machine
     return program
+
+
+def program_bytes(program: ExportedProgram, extra: Mapping[str, str]) -> bytes:
+    """Return a program as a file's content, with some texts in it; PyTorch's own writer aborts on a full disk."""
+    out = io.BytesIO()
+    with quiet("torch.export"):
+        torch.export.save(program, out, extra_files=dict(extra))
+    return out.getvalue()

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from common.errors import ExportError
 from common.quiet import quiet
+from server.export.plain import program_bytes
 from server.export.source import Predict, Source
 
 __all__ = ["write_onnx", "write_program", "write_safetensors"]
@@ -21,7 +22,7 @@ _KEY = "wardround"
 def write_safetensors(source: Source, facts: dict[str, Any], folder: Path) -> Predict:
     """Write ``theta.safetensors``, all of theta in the study's type, and ``study.toml``, the study."""
     path = folder / "theta.safetensors"
-    save_file(source.theta, path, {_KEY: json.dumps(facts)})
+    path.write_bytes(save(source.theta, {_KEY: json.dumps(facts)}))
     (folder / "study.toml").write_text(source.study.toml(), encoding="utf-8")
     theta = load_file(path)
 
@@ -36,8 +37,8 @@ def write_safetensors(source: Source, facts: dict[str, Any], folder: Path) -> Pr
 def write_program(source: Source, facts: dict[str, Any], folder: Path) -> Predict:
     """Write ``model.pt2``, which ``torch.export.load`` reads."""
     path = folder / "model.pt2"
-    with quiet("torch.export"):  # PyTorch warns of its own deprecations
-        torch.export.save(source.program, path, extra_files={f"{_KEY}.json": json.dumps(facts)})
+    path.write_bytes(program_bytes(source.program, {f"{_KEY}.json": json.dumps(facts)}))
+    with quiet("torch.export"):
         module = torch.export.load(path).module()
     return lambda images: dict(module(images))
 

@@ -430,6 +430,33 @@ def test_what_breaks_off_leaves_nothing(a_run: Path, monkeypatch: pytest.MonkeyP
     assert [path.name for path in a_run.parent.iterdir()] == ["run"]
 
 
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from common.errors import ExportError
+from server.export import Format, export_run
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+for format_ in Format:
+    try:
+        export_run(Path(sys.argv[1]), Path(sys.argv[2]), [format_])
+    except ExportError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_a_sentence(a_run: Path) -> None:
+    out = a_run.parent / "out"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(a_run), str(out)],
+        check=True, capture_output=True, text=True, env=environment, cwd=a_run.parent,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [f"the export cannot be written to {out}: File too large"] * 4
+    assert [path.name for path in a_run.parent.iterdir()] == ["run"]
+
+
 def wrong_by(difference: float) -> Any:
     """A writer whose format, loaded again, gives outputs that are wrong in one place."""
 
