@@ -71,9 +71,6 @@ def write_onnx(source: Source, facts: dict[str, Any], folder: Path) -> Predict:
             f"PyTorch cannot convert this network to ONNX ({reason}): leave onnx out with --format"
         ) from error
     assert converted is not None  # only without ``dynamo``
-    graph = converted.model.graph
-    for node in graph:
-        node.metadata_props.clear()  # where the operation came from, with the source's folders on this machine
     converted.model.metadata_props[_KEY] = json.dumps(facts)
     converted.save(path)  # in one file, or with one of weights beside it above 2 GB
     onnx.checker.check_model(path, full_check=True)
