@@ -6,6 +6,7 @@ __all__ = [
     "ContractError",
     "DataError",
     "DeviceError",
+    "ExportError",
     "ModelError",
     "NotPreparedError",
     "RoundError",
@@ -89,6 +90,12 @@ class StorageError(WardroundError):
     """Something could not be written or read back: the disk is full, read-only or damaged."""
 
     code = 109
+
+
+class ExportError(WardroundError):
+    """A run's theta cannot be exported, or an export does not compute what theta does."""
+
+    code = 110
 
 
 def explain(code: int) -> str:

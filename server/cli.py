@@ -18,6 +18,7 @@ from common.signing import (
     verify,
 )
 from common.study import Study
+from server.export import Format, export_run, find_run
 from server.files import write_atomic
 from server.record import run_folder
 from server.resume import resume_on_flower, study_of_run
@@ -125,3 +126,30 @@ def verify_study(file: File, key: Annotated[Path, typer.Option(help="The coordin
     signature = bytes.fromhex(file.with_suffix(".sig").read_text())
     verify(load_public_key(key.read_bytes()), "study", study.run_config(), signature)
     print(f"the signature of {study.digest} is good")
+
+
+@app.command(epilog="Example: wardround-study export 7348205413 --to lesions --format torch --format onnx")
+@plain_errors
+def export(
+    run: Annotated[str, typer.Argument(help="A finished run: its folder, or its number.", metavar="RUN")],
+    to: Annotated[Path | None, typer.Option(help="Folder to write. [default: RUN's folder/export]")] = None,
+    formats: Annotated[list[Format], typer.Option("--format", help="May be given several times.")] = [*Format],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Export a run's theta: safetensors with the study, a MONAI bundle, a PyTorch program, ONNX.
+
+    Every format is loaded again and compared with the run's network before anything takes its place.
+    """
+    folder = find_run(run)
+    done = export_run(folder, to or folder / "export", formats)
+    if as_json:
+        figures = {"differences": done.differences, "float32": done.rounding}
+        print(json.dumps({"folder": str(done.folder), **figures, **done.facts}, indent=1))
+        return
+    print(f"exported theta {done.facts['theta'][:12]} of the study {done.facts['study']['id']} to {done.folder}")
+    for name, differences in done.differences.items():
+        output, difference = [*differences.items()][-1]
+        loss = f" (float32 itself costs {done.rounding[output]:.1e})" if difference > 1e-5 else ""
+        print(f"  {name:<12} loaded again, {output} differ by at most {difference:.1e}{loss}")
+    if done.facts["needs_adaptation"]:
+        print("theta is a starting point: its outputs mean nothing before adaptation (README.md there)")

@@ -12,11 +12,9 @@ from client.data.store import Site
 from common import study
 from common.errors import DataError
 from common.meta.episodes import Batch, Episodes
+from common.pixels import CENTRE, SPREAD
 
 __all__ = ["ByPatient", "Pool", "draw", "make_pool"]
-
-#: Pixels 0..255 become (x / 255 - 0.5) / 0.25: about zero mean and unit deviation for most images.
-_CENTRE, _SPREAD = 127.5, 63.75
 
 # How often an episode is begun anew when patients with several classes leave a class with one side only.
 _TRIES = 50
@@ -210,5 +208,5 @@ def _take(images: ByPatient, places: list[int], count: int, generator: np.random
 
 def _batch(site: Site, slots: NDArray[np.int64], labels: NDArray[np.int64], mask: NDArray[np.bool_]) -> Batch:
     x = torch.from_numpy(site.pixels(slots)).to(torch.float32)
-    x.sub_(_CENTRE).div_(_SPREAD)
+    x.sub_(CENTRE).div_(SPREAD)
     return Batch(x, torch.from_numpy(labels), torch.from_numpy(mask))

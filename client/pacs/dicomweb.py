@@ -16,9 +16,9 @@ from pydicom.filereader import read_file_meta_info
 from client.pacs.intake import MAX_BYTES, Intake, holds_pixels, open_intake
 from client.pacs.multipart import MultipartError, only_part
 from client.pacs.query import Where, is_uid, values
-from client.pacs.quiet import quiet
 from client.pacs.source import Source
 from common.errors import DataError
+from common.quiet import quiet
 
 __all__ = ["PullReport", "Source", "pull"]
 

@@ -24,8 +24,8 @@ from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.pdu import P_DATA_TF
 
 from client.pacs.intake import MAX_BYTES, Intake, holds_pixels, open_intake
-from client.pacs.quiet import quiet
 from common.errors import DataError
+from common.quiet import quiet
 
 __all__ = ["ReceiveReport", "Receiver", "Tls", "receiver"]
 

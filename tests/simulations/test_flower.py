@@ -85,7 +85,7 @@ def test_flower_runs_offline_with_the_same_bits_and_goes_away(subtests: pytest.S
         assert not Path(report["state"]).exists()
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """The run that is watched has just been killed."""
 
 
@@ -101,13 +101,13 @@ def test_a_run_whose_server_is_killed_is_resumed_with_the_same_bits() -> None:
             status = json.loads((run_folder_of(line) / "status.json").read_bytes())
             killed.append(status["pid"])
             os.kill(status["pid"], signal.SIGKILL)
-            raise Killed  # Flower itself takes a minute to notice
+            raise KilledError  # Flower itself takes a minute to notice
 
     def run_folder_of(_: dict[str, Any]) -> Path:
         return max((home() / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
 
     with superlink() as link:
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run_on_flower(study, link, progress=progress)
         assert len(killed) == 1
         number = int(run_folder_of({}).name)

@@ -1,4 +1,4 @@
-"""Libraries that log what nobody may read: addresses (they hold UIDs) and values of DICOM headers."""
+"""Libraries that say too much: addresses (they hold UIDs), values of DICOM headers, warnings meant for themselves."""
 
 import logging
 import warnings
