@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics as oracle
 
-from client.metrics import (
+from common.figures import (
     FIGURES,
     auroc,
     balanced_accuracy,
@@ -157,7 +157,7 @@ def test_a_replicate_draws_patients_whole() -> None:
 def test_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     patients = np.arange(7)
     whole = np.concatenate(list(replicates(patients, 11, np.random.default_rng(0))))
-    monkeypatch.setattr("client.metrics._CHUNK", 21)
+    monkeypatch.setattr("common.figures._CHUNK", 21)
     parts = list(replicates(patients, 11, np.random.default_rng(0)))
     assert [len(p) for p in parts] == [3, 3, 3, 2]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
