@@ -1,4 +1,4 @@
-"""Figures against scikit-learn, by hand, and on probabilities whose calibration is known."""
+"""Figures against scikit-learn, plain loops, by hand, and on probabilities whose calibration is known."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +13,7 @@ from sklearn import metrics as oracle
 
 from common.figures import (
     FIGURES,
+    _area,
     auroc,
     balanced_accuracy,
     bootstrap,
@@ -25,6 +26,7 @@ from common.figures import (
     sensitivity_at,
     specificity_at,
 )
+from tests.common.plain import plain_figures
 
 
 def made(generator: np.random.Generator, n: int = 60, classes: int = 3, ties: bool = True) -> tuple[Any, Any]:
@@ -103,6 +105,39 @@ def test_a_class_that_is_not_there_is_left_out_of_a_mean() -> None:
     assert balanced_accuracy(p[here], y[here]) == pytest.approx(
         np.mean([(p[here].argmax(-1) == y[here])[y[here] == c].mean() for c in range(2)])
     )
+
+
+@given(st.integers(2, 4), st.integers(1, 12), st.data())
+@settings(max_examples=150, deadline=None)
+def test_figures_of_an_episode_are_those_of_a_plain_loop(classes: int, n: int, data: st.DataObject) -> None:
+    """Few images, many ties, and classes that may be missing, as in an episode."""
+    p = data.draw(arrays(np.int64, (n, classes), elements=st.integers(0, 4))) + 1.0
+    p /= p.sum(-1, keepdims=True)
+    y = data.draw(arrays(np.int64, n, elements=st.integers(0, classes - 1)))
+    want = plain_figures(p, y)
+    for name, figure in (
+        ("balanced", balanced_accuracy),
+        ("auroc", auroc),
+        ("ece", expected_calibration_error),
+    ):
+        assert figure(p, y) == pytest.approx(want[name], abs=1e-12, nan_ok=True), name
+    assert balanced_accuracy(p, y) == pytest.approx(
+        oracle.recall_score(y, p.argmax(-1), labels=sorted(set(y.tolist())), average="macro")
+    )
+
+
+def test_one_class_alone_has_no_auroc() -> None:
+    p = np.array([[0.2, 0.8], [0.6, 0.4]])
+    assert np.isnan(auroc(p, np.array([1, 1])))
+    assert balanced_accuracy(p, np.array([1, 1])) == 0.5
+
+
+def test_rounding_takes_no_auroc_beyond_one() -> None:
+    """These ties' shares of 77 add up to 1.0000000000000002."""
+    ties = [6, 2, 4, 1, 13, 12, 39]
+    score = np.concatenate([[1.0], np.repeat(np.linspace(0.5, 0, len(ties)), ties)])
+    per_class = one_vs_rest(np.stack([1 - score, score], -1), (score == 1).astype(int), None, _area)
+    assert per_class.max() == 1
 
 
 def test_a_perfect_and_a_useless_score() -> None:
