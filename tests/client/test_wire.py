@@ -75,7 +75,7 @@ def test_other_replies_hold_scalars_only(study: Study, sites: list[Site], kind: 
     reply = ask(study, 1, instruction, theta)
     found = objects(reply)
     assert {name: len(parts) for name, parts in found.items()} == {"Message": 1, "RecordDict": 1, "MetricRecord": 1}
-    assert sum(len(part) for parts in found.values() for part in parts) < 4096
+    assert sum(len(part) for parts in found.values() for part in parts) < 2048
 
 
 def test_the_size_of_a_reply_does_not_depend_on_the_site(study: Study, sites: list[Site]) -> None:
