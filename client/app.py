@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from client.data.episodes import draw
 from client.evaluation import evaluate
 from client.session import Session, open_session
-from common.contract import Instruction, Vector, check_instruction, pack_reply, theta_digest
+from common.contract import TRAIN, Instruction, Vector, check_instruction, pack_reply, theta_digest
 from common.errors import ContractError, WardroundError
 from common.meta import flatten, unflatten
 from common.models.network import Theta
@@ -82,12 +82,16 @@ def train(message: Message, session: Session) -> Message:
     result = session.engine.meta_gradient(theta, episodes)
     vector: Vector = np.asarray(result.gradient)
     scalars = {"loss": float(result.loss), "accuracy": float(result.accuracy)}
+    if session.study.privacy.figures == "withheld":
+        scalars = dict.fromkeys(TRAIN, -1.0)
     return Message(pack_reply(instruction, scalars, vector), reply_to=message)
 
 
 @app.evaluate()
 @guarded
 def evaluate_theta(message: Message, session: Session) -> Message:
-    """Return what adapting theta gives on patients that never train."""
+    """Return what adapting theta gives on patients that never train; nothing where the study withholds figures."""
     instruction, theta = read(message, session)
+    if session.study.privacy.figures == "withheld":
+        raise ContractError("privacy.figures is 'withheld' in the study: no site evaluates")
     return Message(pack_reply(instruction, evaluate(session, theta, instruction)), reply_to=message)

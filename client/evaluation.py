@@ -1,4 +1,4 @@
-"""What adaptation gives at this site: before, after, and from scratch, on patients that never trained."""
+"""What adaptation gives at this site: before, after, and from scratch, on patients that never train."""
 
 from math import sqrt
 
@@ -16,9 +16,10 @@ __all__ = ["evaluate", "meta_test_generator"]
 def evaluate(session: Session, theta: Theta, instruction: Instruction) -> dict[str, float]:
     """Return the declared evaluation scalars.
 
-    For the study's known and new classes: mean query accuracy over meta-test episodes and its standard error,
+    For the study's known and new classes, each as mean and standard error over meta-test episodes: query accuracy
     before and after adapting theta, training from scratch on the same support sets, and the paired difference of
-    the last two. -1 where the site has no such classes or the figure was not asked for.
+    the last two; balanced accuracy, AUROC and expected calibration error of adapted theta. -1 where the site has no
+    such classes among the side's patients or the figure was not asked for.
     """
     study = session.study
     out = dict.fromkeys(EVALUATION, -1.0)
@@ -28,22 +29,24 @@ def evaluate(session: Session, theta: Theta, instruction: Instruction) -> dict[s
             continue
         generator = meta_test_generator(session, name)
         episodes = draw(session.site, pool, study.episodes, study.episodes.test_episodes, generator)
-        before = session.engine.scores(theta, episodes, 0).accuracy
-        after = session.engine.scores(theta, episodes, study.algorithm.test_steps).accuracy
-        figures = {"before": before, "after": after}
+        before = session.engine.scores(theta, episodes, 0)
+        after = session.engine.scores(theta, episodes, study.algorithm.test_steps)
+        figures = {"before": before.accuracy, "after": after.accuracy}
+        figures |= {"balanced": after.balanced, "auroc": after.auroc, "ece": after.ece}
         if instruction.scratch:
             steps = study.episodes.scratch_steps
             scratch = session.scratch.scores(session.scratch_theta, episodes, steps).accuracy
-            figures |= {"scratch": scratch, "gain": after - scratch}
-        for moment, values in figures.items():
-            out[f"{name}.{moment}.mean"], out[f"{name}.{moment}.error"] = _mean_and_error(values)
+            figures |= {"scratch": scratch, "gain": after.accuracy - scratch}
+        for figure, values in figures.items():
+            out[f"{name}.{figure}.mean"], out[f"{name}.{figure}.error"] = _mean_and_error(values)
     return out
 
 
 def meta_test_generator(session: Session, pool: str) -> np.random.Generator:
     """Return the randomness of the meta-test episodes of the ``known`` or ``new`` classes.
 
-    It gives the same episodes every time and whatever the algorithm, so that comparisons are paired.
+    It gives the same episodes of the same patients every time and whatever the algorithm, so that comparisons are
+    paired: a held-out site, all of whose patients are asked, has the same ones on both sides.
     """
     study, spec = session.study, session.study.episodes
     shape = (spec.labels, spec.ways, spec.shots, spec.queries)
@@ -51,4 +54,8 @@ def meta_test_generator(session: Session, pool: str) -> np.random.Generator:
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:
-    return float(values.double().mean()), float(values.double().std()) / sqrt(len(values))
+    """Return mean and standard error of a figure over the episodes that have it; -1 where fewer than two do."""
+    values = values[~values.isnan()].double()
+    if len(values) < 2:
+        return -1.0, -1.0
+    return float(values.mean()), float(values.std()) / sqrt(len(values))

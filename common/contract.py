@@ -56,11 +56,13 @@ _LOSS = Range(-1.0, 1e6)
 #: Declared scalars of each kind of reply, beside the token that binds a reply to its instruction.
 JOIN: Mapping[str, Range] = {"site": Range(0, 2**31, integer=True)}
 TRAIN: Mapping[str, Range] = {"loss": _LOSS, "accuracy": _SHARE}
+#: Mean and standard error over meta-test episodes: accuracy before and after adaptation, from scratch and the gain
+#: over it; then balanced accuracy, AUROC and expected calibration error of adapted theta.
 EVALUATION: Mapping[str, Range] = {
-    f"{pool}.{moment}.{figure}": _SHARE
+    f"{pool}.{figure}.{part}": _SHARE
     for pool in ("known", "new")
-    for moment in ("before", "after", "scratch", "gain")
-    for figure in ("mean", "error")
+    for figure in ("before", "after", "scratch", "gain", "balanced", "auroc", "ece")
+    for part in ("mean", "error")
 }
 _SCALARS: Mapping[Kind, Mapping[str, Range]] = {"join": JOIN, "train": TRAIN, "evaluate": EVALUATION}
 _TOKEN = Range(0, 2**63 - 1, integer=True)

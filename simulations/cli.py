@@ -216,11 +216,12 @@ def _bar(study: Study) -> Iterator[Any]:
             loss = sum(s["loss"] for s in sites) / len(sites)
             hits = sum(s["accuracy"] for s in sites) / len(sites)
             last = line["round"] == study.study.rounds
+            withheld = study.privacy.figures == "withheld"
             progress.update(
                 task,
                 completed=line["round"],
                 description="evaluating" if last else "rounds",
-                figures=f"loss {loss:.2f}, accuracy {hits:.2f}",
+                figures="" if withheld else f"loss {loss:.2f}, accuracy {hits:.2f}",
             )
 
         yield update
@@ -230,8 +231,12 @@ def _show(study: Study, result: dict[str, Any], folder: Path, *, as_json: bool) 
     if as_json:
         print(json.dumps({**result, "folder": str(folder)}, indent=1, sort_keys=True))
         return
-    Console().print(summary(study, result["evaluations"][-1]["sites"]))
     sent = result["numbers_up_per_reply"]
-    print(f"Every reply held {sent} numbers, a loss and an accuracy, and nothing else.")
+    if study.privacy.figures == "withheld":
+        print("No site said how good theta is there: the study withholds figures (privacy.figures = 'withheld').")
+        print(f"Every reply held {sent} numbers, no loss and no accuracy, and nothing else.")
+    else:
+        Console().print(summary(study, result["evaluations"][-1]["sites"]))
+        print(f"Every reply held {sent} numbers, a loss and an accuracy, and nothing else.")
     print("Privacy: no formal guarantee (privacy.mechanism = 'none').")
     print(f"theta.safetensors, result.json, history.jsonl: {folder}")

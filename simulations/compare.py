@@ -1,16 +1,18 @@
 """Several algorithms side by side: the same virtual hospitals, the same meta-test episodes, 95 % intervals.
 
 Every algorithm runs through the real apps, once a seed; theta starts from ``study.seed + i``, and within a seed all
-are judged on the same episodes of the held-out sites (of all sites where none is held out). Two comparisons come out:
+are judged on the same episodes of the held-out sites (of all sites where none is held out). These have all their
+patients judge, every time. Where none is held out, the sites' validation patients judge on the way and their test
+patients at the end: the curves show both, the tables the end alone. Two comparisons come out:
 
 equal rounds
     Every algorithm at its last evaluation up to ``study.rounds``.
 equal bytes
-    Every algorithm at its last evaluation for which a site has sent no more than the reference sends in all its
-    rounds. The reference is the first algorithm that sends anything. Nothing is interpolated. An algorithm with a
-    smaller theta runs on, in whole steps of ``episodes.test-every``, as long as that budget lasts; not where the steps
-    miss ``study.rounds``, or where a cosine schedule ends there. Bytes are theta's own: the envelope that Flower puts
-    around them, some kB a message, depends on no algorithm.
+    Every algorithm at its last evaluation for which a site has sent no more than the reference sends in all its rounds.
+    The reference is the first algorithm that sends anything. Nothing is interpolated. An algorithm with a smaller theta
+    runs on, in whole steps of ``episodes.test-every``, as long as that budget lasts; not where the steps miss
+    ``study.rounds``, where a cosine schedule ends there, or where no site is held out. Bytes are theta's own: the
+    envelope that Flower puts around them, some kB a message, depends on no algorithm.
 """
 
 import json
@@ -88,6 +90,7 @@ SETTINGS: Mapping[str, Mapping[str, Value]] = {
 }
 
 _POOLS = {"known": "known classes", "new": "new classes"}
+_KEYS = tuple(f"{pool}.{moment}" for pool in _POOLS for moment in ("before", "after"))
 _POINTS = 8  # evaluations of a run where the study leaves their number open
 
 
@@ -191,12 +194,13 @@ class Comparison:
         return _budget(self.study, [runs[0].bytes_per_round for runs in self.runs.values()])
 
     def curve(self, method: Method, pool: str) -> list[tuple[int, int, Estimate]]:
-        """Return a method's rounds, bytes up per site and accuracy at every evaluation."""
+        """Return a method's rounds, bytes up per site and accuracy at every evaluation that all its seeds have."""
         runs, key = self.runs[method.algorithm], f"{pool}.{method.moment}"
-        together = zip(*(run.points for run in runs), strict=True)
+        by_round = [{point.round: point.scores[key] for point in run.points} for run in runs]
         return [
-            (points[0].round, points[0].round * runs[0].bytes_per_round, interval([p.scores[key] for p in points]))
-            for points in together
+            (number, number * runs[0].bytes_per_round, interval([scores[number] for scores in by_round]))
+            for number in by_round[0]
+            if all(number in scores for scores in by_round)
         ]
 
     def table(self, basis: Basis) -> list[Row]:
@@ -204,6 +208,8 @@ class Comparison:
         rows = []
         for method in self.methods:
             curves = {pool: self.curve(method, pool) for pool in self.pools}
+            if not self.study.sites.held_out_names:  # other patients judge at the end than on the way
+                curves = {pool: curve[-1:] for pool, curve in curves.items()}
             affordable = [
                 at
                 for at, (rounds, sent, _) in enumerate(next(iter(curves.values())))
@@ -321,7 +327,7 @@ def compare(
     Raises
     ------
     StudyError
-        An algorithm does not exist or is named twice, none is named, or there is no seed.
+        An algorithm does not exist or is named twice, none is named, there is no seed, or sites withhold figures.
     NotPreparedError
         The study's virtual sites are not prepared.
     RoundError
@@ -331,6 +337,8 @@ def compare(
     """
     if seeds < 1 or not algorithms or len(set(algorithms)) < len(algorithms):
         raise StudyError(f"a comparison needs at least one seed, and algorithms named once each: {seeds}, {algorithms}")
+    if study.privacy.figures == "withheld":
+        raise StudyError("a comparison needs the sites' figures: set privacy.figures = 'sent'")
     plans = {name: _plan(study, name, settings) for name in algorithms}
     sent = {name: _bytes_per_round(plan) for name, plan in plans.items()}
     budget = _budget(study, list(sent.values()))
@@ -350,8 +358,10 @@ def _plan(study: Study, name: str, settings: Mapping[str, Mapping[str, Value]]) 
             changes |= {"algorithm.test-steps": study.episodes.scratch_steps}
             changes |= {"algorithm.test-rate": study.episodes.scratch_rate}
         changes |= settings.get(name, {})
-    # Training from scratch is a row of its own, local-only: no other run need repeat it.
-    return study.override(changes | {"episodes.test-every": _every(study), "episodes.scratch-steps": 0})
+    # Training from scratch is a row of its own, local-only: no other run need repeat it. Nobody stops early, or
+    # rounds would not be equal.
+    fixed = {"episodes.test-every": _every(study), "episodes.scratch-steps": 0, "outer.patience": 0}
+    return study.override(changes | fixed)
 
 
 def _every(study: Study) -> int:
@@ -374,7 +384,7 @@ def _budget(study: Study, sent: Sequence[int]) -> int:
 
 def _rounds(plan: Study, sent: int, budget: int) -> int:
     rounds, every = plan.study.rounds, plan.episodes.test_every
-    if not sent or not every or rounds % every or plan.outer.schedule == "cosine":
+    if not sent or not every or rounds % every or plan.outer.schedule == "cosine" or not plan.sites.held_out_names:
         return rounds
     return max(rounds, budget // sent // every * every)
 
@@ -392,7 +402,7 @@ def _run(plan: Study, sent: int, progress: Callable[[str], None]) -> Run:
     except RoundError as error:
         raise RoundError(f"{what}: {error}") from None
     result = json.loads((run_folder(run_id) / "result.json").read_text())
-    points = tuple(_point(e["round"], e["sites"], _judges(plan), what) for e in result["evaluations"])
+    points = _points(result["evaluations"], _judges(plan), what)
     figures = ", ".join(
         f"{_POOLS[pool]} {100 * points[-1].scores[f'{pool}.after'][0]:.1f} %"
         for pool in _POOLS
@@ -402,17 +412,28 @@ def _run(plan: Study, sent: int, progress: Callable[[str], None]) -> Run:
     return Run(plan, sent, points)
 
 
-def _point(number: int, sites: Mapping[str, Mapping[str, float]], judges: Sequence[str], what: str) -> Point:
-    if missing := [name for name in judges if name not in sites]:
-        raise RoundError(f"{what}: {', '.join(missing)} gave no evaluation after round {number}")
+def _points(evaluations: Sequence[Mapping[str, Any]], judges: Sequence[str], what: str) -> tuple[Point, ...]:
+    """Return a run's evaluations, without those at which a judge lacks a figure that it gives at the end."""
+    last = evaluations[-1]
+    if missing := [name for name in judges if name not in last["sites"]]:
+        raise RoundError(f"{what}: {', '.join(missing)} gave no evaluation after round {last['round']}")
+    offered = {name: [key for key in _KEYS if f"{key}.mean" in last["sites"][name]] for name in judges}
+    if not any(offered.values()):
+        raise DataError(f"{', '.join(judges)}: no two classes with two test patients each; add patients to judge by")
+    return tuple(
+        _point(e["round"], e["sites"], offered)
+        for e in evaluations
+        if all(f"{key}.mean" in e["sites"].get(name, {}) for name, keys in offered.items() for key in keys)
+    )
+
+
+def _point(number: int, sites: Mapping[str, Mapping[str, float]], offered: Mapping[str, Sequence[str]]) -> Point:
     scores = {}
-    for key in (f"{pool}.{moment}" for pool in _POOLS for moment in ("before", "after")):
-        at = [sites[name] for name in judges if f"{key}.mean" in sites[name]]
+    for key in _KEYS:
+        at = [sites[name] for name, keys in offered.items() if key in keys]
         if at:
             error = sqrt(sum(s[f"{key}.error"] ** 2 for s in at)) / len(at)
             scores[key] = fmean(s[f"{key}.mean"] for s in at), error
-    if not scores:
-        raise DataError(f"{', '.join(judges)}: no two classes with two test patients each; add patients to judge by")
     return Point(number, scores)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from rich import box
 from rich.table import Table
 
 from common.study import Study
@@ -10,24 +11,41 @@ __all__ = ["summary"]
 
 Figures = Mapping[str, float]
 
+_COLUMNS = {
+    "before": "before",
+    "after": "adapted",
+    "scratch": "from scratch",
+    "gain": "gain",
+    "auroc": "AUROC",
+    "ece": "ECE",
+}
+
 
 def summary(study: Study, scores: Mapping[str, Figures]) -> Table:
     """Return the table of an evaluation: every site before and after adaptation, and from scratch.
 
-    Accuracy in per cent with the 95 % interval over meta-test episodes; the gain is the paired difference between
-    adapted theta and training from scratch on the same support sets.
+    Accuracy, and AUROC and expected calibration error of adapted theta, in per cent with the 95 % interval over
+    meta-test episodes; the gain is the paired difference between adapted theta and training from scratch on the same
+    support sets. A column that no site offers is left out.
     """
+    offered = {name.split(".")[1] for figures in scores.values() for name in figures}
+    columns = {figure: title for figure, title in _COLUMNS.items() if figure in offered}
     table = Table(
         title=f"{study.study.title}: {_task(study)}",
-        caption="accuracy in %, 95 % intervals over episodes; * never took part in training",
+        caption="\n".join(_captions(study, scores, columns)),
+        box=box.HORIZONTALS,
+        pad_edge=False,
+        collapse_padding=True,
     )
-    for column in ("site", "classes", "before", "adapted", "from scratch", "gain"):
-        table.add_column(column, justify="left" if column in {"site", "classes"} else "right", no_wrap=True)
+    for title in ("site", "classes", *columns.values()):
+        name = title in {"site", "classes"}
+        # In a narrow terminal figures take two lines, rather than lose their ends.
+        table.add_column(title, justify="left" if name else "right", no_wrap=name)
     for site, figures in scores.items():
         held_out = site in study.sites.held_out_names
         for pool in ("known", "new"):
             if f"{pool}.after.mean" in figures:
-                cells = [_cell(figures, pool, moment) for moment in ("before", "after", "scratch", "gain")]
+                cells = [_cell(figures, pool, figure) for figure in columns]
                 style = "bold" if held_out else None
                 table.add_row(f"{site}{'*' if held_out else ''}", pool, *cells, style=style)
         table.add_section()
@@ -41,9 +59,20 @@ def _task(study: Study) -> str:
     return f"{spec.ways} classes, {spec.shots} scans each"
 
 
-def _cell(figures: Figures, pool: str, moment: str) -> str:
-    if f"{pool}.{moment}.mean" not in figures:
+def _captions(study: Study, scores: Mapping[str, Figures], columns: Mapping[str, str]) -> list[str]:
+    lines = ["accuracy in %, 95 % intervals over episodes; * never took part in training"]
+    if {"auroc", "ece"} & set(columns):
+        lines.append("AUROC and ECE (expected calibration error, 10 bins) in %, of adapted theta")
+    adapted = {site: figures["known.after.mean"] for site, figures in scores.items() if "known.after.mean" in figures}
+    if len(adapted) > 1:
+        worst = min(adapted, key=lambda site: adapted[site])
+        lines.append(f"worst site: {worst}, {100 * adapted[worst]:.1f} % on known classes")
+    return lines
+
+
+def _cell(figures: Figures, pool: str, figure: str) -> str:
+    if f"{pool}.{figure}.mean" not in figures:
         return "-"
-    mean, error = (100 * figures[f"{pool}.{moment}.{part}"] for part in ("mean", "error"))
-    sign = "+" if moment == "gain" else ""
+    mean, error = (100 * figures[f"{pool}.{figure}.{part}"] for part in ("mean", "error"))
+    sign = "+" if figure == "gain" else ""
     return f"{mean:{sign}.1f} ± {1.96 * error:.1f}"

@@ -11,12 +11,13 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from common import figures
 from common.errors import DeviceError
 from common.meta.autodiff import EAGER, FUNCTIONAL, Autodiff
 from common.meta.episodes import Batch, Episodes, accuracy, cross_entropy
@@ -27,9 +28,10 @@ from common.models.network import Network, Theta
 
 __all__ = ["Engine", "MetaGradient", "Scores", "flatten", "unflatten"]
 
+Result = TypeVar("Result", bound=tuple[object, ...])
 # What is done with one task, and with a chunk of tasks; the latter's results have a leading task axis.
-TaskWork = Callable[[Network, Theta, Episodes, Autodiff], EpisodeGradient]
-ChunkWork = Callable[[Network, Theta, Episodes], EpisodeGradient]
+TaskWork = Callable[[Network, Theta, Episodes, Autodiff], Result]
+ChunkWork = Callable[[Network, Theta, Episodes], Result]
 
 
 class MetaGradient(NamedTuple):
@@ -49,10 +51,22 @@ class MetaGradient(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Query accuracy (0 to 1) and query loss (nats) of every task, ``[T]`` each."""
+    """How good the predictions on every task's query set are, ``[T]`` each.
+
+    Attributes
+    ----------
+    accuracy, loss : Tensor
+        Share of images whose top class is right, and cross-entropy in nats.
+    balanced, auroc, ece : Tensor
+        Balanced accuracy, AUROC and expected calibration error (10 bins), as `common.figures` defines them; not a
+        number where the classes of the query images leave one without a meaning.
+    """
 
     accuracy: Tensor
     loss: Tensor
+    balanced: Tensor
+    auroc: Tensor
+    ece: Tensor
 
 
 def flatten(theta: Theta) -> Tensor:
@@ -134,14 +148,22 @@ class Engine:
     def scores(self, theta: Theta, episodes: Episodes, steps: int) -> Scores:
         """Return every task's query scores after ``steps`` steps on its support set, on the CPU."""
 
-        def work(network: Network, theta: Theta, task: Episodes, autodiff: Autodiff) -> EpisodeGradient:
+        def work(network: Network, theta: Theta, task: Episodes, autodiff: Autodiff) -> Scores:
             with torch.no_grad():
                 state = self.learner.adapt(network, theta, task.support, task.classes, steps, autodiff)
                 logits = self.learner.predict(network, state, task.query)
-                return EpisodeGradient({}, cross_entropy(logits, task.query), accuracy(logits, task.query))
+            # In float64, or confident images of different logits would tie; what has diverged knows nothing.
+            probabilities = logits.cpu().double().nan_to_num().softmax(-1).numpy()
+            labels = task.query.y.cpu().numpy()
+            rest = (figures.balanced_accuracy, figures.auroc, figures.expected_calibration_error)
+            return Scores(
+                accuracy(logits, task.query),
+                cross_entropy(logits, task.query),
+                *(torch.as_tensor(figure(probabilities, labels)) for figure in rest),
+            )
 
         parts = list(self._map(theta, episodes, self._eager(work), 1))
-        return Scores(torch.cat([p.accuracy for p in parts]), torch.cat([p.loss for p in parts]))
+        return Scores(*map(torch.cat, zip(*parts, strict=True)))
 
     def _gradients(self, theta: Theta, episodes: Episodes, reduce: str) -> Iterator[EpisodeGradient]:
         learner = self.learner
@@ -156,14 +178,14 @@ class Engine:
             return self._map(theta, episodes, _vectorised(work), self._chunk(theta, episodes, _vectorised(work)))
         return self._map(theta, episodes, self._eager(work), 1)
 
-    def _eager(self, work: TaskWork) -> ChunkWork:
-        def run(network: Network, theta: Theta, chunk: Episodes) -> EpisodeGradient:
+    def _eager(self, work: TaskWork[Result]) -> ChunkWork[Result]:
+        def run(network: Network, theta: Theta, chunk: Episodes) -> Result:
             tasks = (chunk.task(i, channels_last=self._channels_last()) for i in range(chunk.n_tasks))
             return _stack([work(network, theta, task, EAGER) for task in tasks])
 
         return run
 
-    def _sequence(self, learner: FedAvg) -> ChunkWork:
+    def _sequence(self, learner: FedAvg) -> ChunkWork[EpisodeGradient]:
         def run(network: Network, theta: Theta, chunk: Episodes) -> EpisodeGradient:
             tasks = (chunk.task(i, channels_last=self._channels_last()) for i in range(chunk.n_tasks))
             return _stack([learner.round_gradient(network, theta, tasks, EAGER)])
@@ -173,7 +195,7 @@ class Engine:
     def _channels_last(self) -> bool:
         return self.devices[0].type == "cpu" and bool(self.network.body.channels_last)
 
-    def _map(self, theta: Theta, episodes: Episodes, work: ChunkWork, size: int) -> Iterator[EpisodeGradient]:
+    def _map(self, theta: Theta, episodes: Episodes, work: ChunkWork[Result], size: int) -> Iterator[Result]:
         """Yield ``work`` of every chunk of ``size`` tasks, in task order, run by this machine's workers."""
         if episodes.n_tasks == 0:
             raise DeviceError("no episodes were given: there is nothing to compute")
@@ -187,15 +209,15 @@ class Engine:
             device = self.devices[i % len(self.devices)]
             slots.put((_structure(self.network), device, {n: t.to(device) for n, t in theta.items()}))
 
-        def run(start: int) -> EpisodeGradient:
+        def run(start: int) -> Result:
             slot = slots.get()
             try:
                 network, device, here = slot
                 chunk = episodes.take(slice(start, start + size)).to(device, dtype)
                 with torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
                     out = work(network, here, chunk)
-                gradient = {n: g.to("cpu", dtype) for n, g in out.gradient.items()}
-                return EpisodeGradient(gradient, out.loss.to("cpu", dtype), out.accuracy.to("cpu", dtype))
+                moved: Result = tree_map(lambda t: t.to("cpu", dtype), out)
+                return moved
             except torch.OutOfMemoryError:
                 raise DeviceError(
                     f"{size} task(s) at once do not fit into the memory of {device}: use algorithm.recompute, "
@@ -212,7 +234,7 @@ class Engine:
         ):
             yield from pool.map(run, starts)
 
-    def _chunk(self, theta: Theta, episodes: Episodes, work: ChunkWork) -> int:
+    def _chunk(self, theta: Theta, episodes: Episodes, work: ChunkWork[EpisodeGradient]) -> int:
         """Return how many tasks one ``vmap`` takes: as asked, or as one task's measured peak lets fit."""
         device = self.devices[0]
         share = -(-episodes.n_tasks // len(self.devices))
@@ -230,7 +252,7 @@ class Engine:
         return min(share, self._fits[key])
 
 
-def _vectorised(work: TaskWork) -> ChunkWork:
+def _vectorised(work: TaskWork[EpisodeGradient]) -> ChunkWork[EpisodeGradient]:
     def run(network: Network, theta: Theta, chunk: Episodes) -> EpisodeGradient:
         support, query = _unmasked(chunk.support), _unmasked(chunk.query)
         ragged = support.mask is not None or query.mask is not None
@@ -255,13 +277,9 @@ def _unmasked(batch: Batch) -> Batch:
     return batch._replace(mask=None) if batch.mask is not None and bool(batch.mask.all()) else batch
 
 
-def _stack(parts: list[EpisodeGradient]) -> EpisodeGradient:
-    names = parts[0].gradient
-    return EpisodeGradient(
-        {n: torch.stack([p.gradient[n] for p in parts]) for n in names},
-        torch.stack([p.loss.detach() for p in parts]),
-        torch.stack([p.accuracy.detach() for p in parts]),
-    )
+def _stack(parts: list[Result]) -> Result:
+    stacked: Result = tree_map(lambda *leaves: torch.stack(leaves).detach(), *parts)
+    return stacked
 
 
 def _structure(network: Network) -> Network:

@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
 from client.data.store import Site
-from common.contract import Instruction, Vector, pack_instruction, theta_digest
+from common.contract import Instruction, Side, Vector, pack_instruction, theta_digest
 from common.meta import flatten
 from common.study import Study
 from server.rounds import initial_theta
@@ -81,14 +81,16 @@ def prepared(study: Study) -> list[Site]:
     return prepare(study)
 
 
-def instruct(study: Study, kind: Any, *, number: int = 1, scratch: bool = False) -> tuple[Instruction, Vector | None]:
+def instruct(
+    study: Study, kind: Any, *, number: int = 1, scratch: bool = False, side: Side = "test"
+) -> tuple[Instruction, Vector | None]:
     """Return an instruction at a study's initial theta, and that theta where the instruction carries one."""
     if kind == "join":
         return Instruction("join", study.digest), None
     layout = initial_theta(study)
     theta = flatten(layout).numpy()
     digest = theta_digest(theta, {name: tuple(t.shape) for name, t in layout.items()})
-    return Instruction(kind, study.digest, number, 1, digest, scratch), theta
+    return Instruction(kind, study.digest, number, 1, digest, scratch, side), theta
 
 
 def ask(

@@ -1,6 +1,7 @@
 """The ClientApp: what it answers, what it refuses, and that no exception's text leaves the site."""
 
 import re
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from client import app as client_app
 from client import session as client_session
 from client.app import app
+from client.data.episodes import draw
 from client.data.store import Site
 from client.session import virtual_site
 from common.contract import Vector, check_reply, theta_digest
@@ -121,6 +123,46 @@ def test_a_held_out_site_never_trains(study: Study, sites: list[Site]) -> None:
     reply = ask(study, 3, *instruct(study, "train"))
     assert reply.error.code == ContractError.code
     incident(reply)
+
+
+def test_a_study_that_withholds_figures_gets_none(study: Study, sites: list[Site], log: Path) -> None:
+    quiet = tiny_study({"privacy.figures": "withheld"})
+    for plan in (study, quiet):
+        instruction, theta = instruct(plan, "train")
+        assert theta is not None
+        reply = ask(plan, 0, instruction, theta)
+        answer = check_reply(reply.content, instruction, size=theta.size, dtype="float32")
+        assert answer.vector is not None
+        session = client_session.open_session(plan.run_config(), {"partition-id": 0})
+        generator = session.site.generator("train", plan.digest, 1)
+        spec = plan.episodes
+        episodes = draw(session.site, session.training_pool(), spec, spec.per_round, generator, augment=True)
+        result = session.engine.meta_gradient(session.theta, episodes)
+        assert answer.vector.tobytes() == result.gradient.numpy().tobytes()
+        sent = [struct.pack("<d", float(value)) in wire_bytes(reply) for value in (result.loss, result.accuracy)]
+        assert sent == ([True, True] if plan is study else [False, False])
+        assert (set(answer.scalars.values()) == {-1.0}) == (plan is quiet)
+
+
+def test_a_study_that_withholds_figures_is_joined_and_never_evaluated(
+    study: Study, sites: list[Site], log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Untouched:
+        def __getitem__(self, _: object) -> np.ndarray:
+            raise AssertionError("an image was read")
+
+    quiet = tiny_study({"privacy.figures": "withheld"})
+    session = client_session.open_session(quiet.run_config(), {"partition-id": 0})
+    untouched = replace(session, site=replace(session.site, cache=cast(Any, Untouched())))
+    monkeypatch.setattr(client_app, "open_session", lambda *_: untouched)
+    instruction, _ = instruct(quiet, "join")
+    assert check_reply(ask(quiet, 0, instruction, None).content, instruction, size=0, dtype="float32").scalars
+    for side in ("validation", "test"):
+        reply = ask(quiet, 0, *instruct(quiet, "evaluate", side=side, scratch=True))
+        assert reply.error.code == ContractError.code
+        assert incident(reply) in log.read_text()
+    assert "an image was read" not in log.read_text()
+    assert log.read_text().count("privacy.figures") >= 2
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__[:12])

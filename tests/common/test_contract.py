@@ -268,7 +268,8 @@ def test_a_site_does_not_send_what_the_other_end_would_refuse() -> None:
 def test_no_scalar_counts_anything() -> None:
     names = {name for ranges in SCALARS.values() for name in ranges}
     assert names == {"site", "loss", "accuracy", *EVALUATION}
-    assert len(EVALUATION) == 2 * 4 * 2
+    assert len(EVALUATION) == 2 * 7 * 2
+    assert {"known.after.mean", "new.gain.error", "known.balanced.mean", "new.auroc.error", "known.ece.mean"} <= names
     assert all((r.low, r.high, r.integer) == (-1, 1, False) for r in EVALUATION.values())
 
 

@@ -18,7 +18,7 @@ CHANGES = [part for change in TINY for part in ("-c", change)]
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments))
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "120"})
     return result.exit_code, result.stdout, result.output
 
 
@@ -39,7 +39,18 @@ def test_simulate_prints_a_table_for_people(tmp_path: Path, monkeypatch: pytest.
     assert code == 0
     assert "hospital-2*" in output
     assert "from scratch" in output
+    assert "AUROC" in output
+    assert "worst site: hospital-" in output
     assert "no formal guarantee" in output
+
+
+def test_simulate_says_that_figures_are_withheld(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARDROUND_HOME", str(tmp_path))
+    code, _, output = run("simulate", *CHANGES, "-c", "privacy.figures=withheld")
+    assert code == 0
+    assert "withholds figures" in output
+    assert "no loss and no accuracy" in output
+    assert "adapted" not in output
 
 
 def test_a_failed_run_has_an_exit_code_and_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

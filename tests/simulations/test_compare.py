@@ -2,15 +2,29 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from common.errors import DataError, StudyError
+from common.errors import DataError, RoundError, StudyError
 from common.study import Study
-from simulations.compare import SETTINGS, Comparison, Estimate, Point, Run, compare, interval, student_t
+from simulations.compare import (
+    SETTINGS,
+    Comparison,
+    Estimate,
+    Point,
+    Run,
+    _plan,
+    _points,
+    _rounds,
+    compare,
+    interval,
+    student_t,
+)
 from simulations.engines.inprocess import run_in_process
 from simulations.figures.curves import draw_curves
 from simulations.prepare import prepare
@@ -97,6 +111,65 @@ def test_equal_bytes_takes_the_last_evaluation_within_the_budget() -> None:
     assert "| anil | - | - | - |" in comparison.markdown()
 
 
+def test_where_none_is_held_out_the_tables_show_the_end_alone() -> None:
+    """On the way other patients judge: a score of theirs must not stand beside one of the test patients."""
+    made_so = made({"maml": 100, "metasgd": 200}, {"maml": {2: [0.1], 4: [0.2]}, "metasgd": {2: [0.9], 4: [0.3]}})
+    assert [row.rounds for row in made_so.table("bytes")] == [4, 2]
+    comparison = replace(made_so, study=made_so.study.override({"sites.held-out": ""}))
+    assert [row.rounds for row in comparison.table("bytes")] == [4, None]
+    assert [row.estimates["new"].mean for row in comparison.table("rounds")] == [0.2, 0.3]
+    assert [rounds for rounds, _, _ in comparison.curve(comparison.methods[0], "new")] == [2, 4]
+
+
+def test_a_curve_has_the_evaluations_of_all_seeds() -> None:
+    comparison = made({"maml": 100}, {"maml": {1: [0.1, 0.2], 2: [0.3, 0.4], 4: [0.5, 0.7]}})
+    one, two = comparison.runs["maml"]
+    comparison = replace(comparison, runs={"maml": (one, replace(two, points=(two.points[0], two.points[2])))})
+    curve = comparison.curve(comparison.methods[0], "new")
+    assert [(rounds, estimate.mean) for rounds, _, estimate in curve] == [(1, pytest.approx(0.15)), (4, 0.6)]
+
+
+def evaluation(number: int, sites: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Return an evaluation of a run from every site's accuracies; the errors are a tenth of them."""
+    parts = {
+        site: {f"{key}.{p}": v for key, mean in means.items() for p, v in (("mean", mean), ("error", mean / 10))}
+        for site, means in sites.items()
+    }
+    return {"round": number, "sites": parts}
+
+
+def test_judges_alone_make_the_points() -> None:
+    both = {"known.before": 0.1, "known.after": 0.4}
+    evaluations = [
+        evaluation(1, {"a": both, "b": {"known.before": 0.3, "known.after": 0.6}, "trained": {"known.after": 0.9}}),
+        evaluation(2, {"a": both, "b": {"known.before": 0.5, "known.after": 0.8}}),
+    ]
+    one, two = _points(evaluations, ["a", "b"], "maml")
+    assert one.scores["known.after"] == pytest.approx((0.5, sqrt(0.04**2 + 0.06**2) / 2))
+    assert two.scores["known.before"] == pytest.approx((0.3, sqrt(0.01**2 + 0.05**2) / 2))
+    assert set(one.scores) == {"known.before", "known.after"}
+
+
+def test_an_evaluation_without_one_of_the_judges_is_skipped() -> None:
+    known = {"known.before": 0.1, "known.after": 0.4}
+    both = known | {"new.before": 0.2, "new.after": 0.3}
+    evaluations = [
+        evaluation(1, {"a": {}, "b": {}}),  # no validation patients anywhere
+        evaluation(2, {"a": both, "b": {}}),  # none at b
+        evaluation(3, {"a": known, "b": known}),  # none of the new classes at a
+        evaluation(4, {"a": both}),  # b was away
+        evaluation(5, {"a": both, "b": both}),
+        evaluation(6, {"a": both, "b": known}),  # b never has test patients of the new classes
+    ]
+    points = _points(evaluations, ["a", "b"], "maml")
+    assert [point.round for point in points] == [5, 6]
+    assert points[0].scores["new.after"] == pytest.approx((0.3, 0.03))  # a's alone, as at the end
+    with pytest.raises(RoundError, match="b gave no evaluation after round 4"):
+        _points(evaluations[:4], ["a", "b"], "maml")
+    with pytest.raises(DataError, match="add patients"):
+        _points(evaluations[:1], ["a", "b"], "maml")
+
+
 def test_what_sends_nothing_is_no_reference_and_always_affordable() -> None:
     comparison = made({"local-only": 0, "maml": 100}, {"local-only": {0: [0.4]}, "maml": {4: [0.5]}})
     assert comparison.budget == 400
@@ -150,6 +223,19 @@ def test_settings_hold_for_the_others_only(study: Study, small: Comparison) -> N
     assert (alone.algorithm.test_steps, alone.algorithm.test_rate) == (2, study.episodes.scratch_rate)
     assert fedavg.data == study.data
     assert [run.study.study.seed for run in small.runs["fedavg"]] == [0, 1]
+
+
+def test_nobody_stops_early_and_nobody_runs_on_where_no_site_is_held_out(study: Study) -> None:
+    patient = study.override({"outer.patience": 2, "episodes.test-every": 1})
+    assert _plan(patient, "metasgd", SETTINGS).outer.patience == 0
+    fedavg = _plan(study, "fedavg", SETTINGS)
+    assert _rounds(fedavg, 100, 500) == 5
+    assert _rounds(fedavg.override({"sites.held-out": ""}), 100, 500) == 2
+
+
+def test_withheld_figures_are_no_comparison(study: Study) -> None:
+    with pytest.raises(StudyError, match=r"privacy\.figures = 'sent'"):
+        compare(study.override({"privacy.figures": "withheld"}), ["metasgd"], 1)
 
 
 def test_all_algorithms_have_the_same_episodes(study: Study) -> None:

@@ -27,6 +27,7 @@ from tests.common.meta.cases import (
     rows,
     setting,
 )
+from tests.common.plain import plain_figures
 
 ALL = (*INNER_LOOPS, *LOCAL, Variant("local-only"))
 
@@ -41,6 +42,33 @@ def test_scores_equal_a_plain_loop(variant: Variant, steps: int) -> None:
         logits = oracle.adapted_logits(problem.algorithm, oracle.smooth("batch"), problem.theta, task, steps)
         torch.testing.assert_close(got.loss[t], F.cross_entropy(logits, task.query_y), rtol=1e-9, atol=0)
         assert got.accuracy[t] == (logits.argmax(1) == task.query_y).double().mean()
+        for name, value in plain_figures(logits.softmax(1), task.query_y).items():
+            assert float(getattr(got, name)[t]) == pytest.approx(value, abs=1e-9), name
+
+
+@pytest.mark.parametrize("present", [(0, 2), (1,)])
+def test_figures_know_padding_and_missing_classes(present: tuple[int, ...]) -> None:
+    """The query images that are left have these classes alone; the rest is padding, which holds the label 0."""
+    problem = setting(Variant("maml"), 1)
+    query = problem.episodes.query
+    mask = torch.isin(query.y, torch.tensor(present))
+    padded = problem.episodes._replace(query=Batch(query.x, torch.where(mask, query.y, 0), mask))
+    got = engine(problem).scores(problem.theta, padded, 2)
+    for t, task in enumerate(oracle.tasks(padded)):
+        logits = oracle.adapted_logits(problem.algorithm, oracle.smooth("batch"), problem.theta, task, 2)
+        assert set(task.query_y.tolist()) == set(present)
+        for name, value in plain_figures(logits.softmax(1), task.query_y).items():
+            assert float(getattr(got, name)[t]) == pytest.approx(value, abs=1e-9, nan_ok=True), name
+    assert bool(got.auroc.isnan().all()) == (len(present) == 1)
+
+
+def test_what_has_diverged_scores_as_chance() -> None:
+    problem = setting(Variant("maml"), 1)
+    theta = {name: torch.full_like(t, torch.nan) for name, t in problem.theta.items()}
+    got = engine(problem).scores(theta, problem.episodes, 1)
+    third = torch.full((2,), 1 / 3, dtype=torch.float64)
+    torch.testing.assert_close(got[2:], (third, torch.full_like(third, 0.5), torch.zeros_like(third)))
+    torch.testing.assert_close(got.accuracy, third)
 
 
 @pytest.mark.parametrize("name", ["maml", "fomaml", "anil", "metasgd", "reptile", "local-only"])
