@@ -17,7 +17,7 @@ from common.errors import DataError, NotPreparedError
 
 __all__ = ["ASIDE", "Catalogue", "Known", "Split", "open_catalogue", "split_of"]
 
-_VERSION = "1"
+_VERSION = "2"
 
 # A row of `image` owns the slot of that number in every pixel cache. Slots are never given to another picture. A row of
 # `cached` without a checksum: the picture has not the recipe's number of dimensions. `wipe` holds the slots of removed
@@ -48,13 +48,6 @@ CREATE TABLE image (
     exposed TEXT NOT NULL, notes TEXT NOT NULL,
     UNIQUE (unit, frame)
 ) STRICT;
-CREATE INDEX image_of_content ON image (content);
-CREATE INDEX image_of_patient ON image (own_patient);
-CREATE INDEX image_of_study ON image (study);
-CREATE INDEX image_of_series ON image (series);
-CREATE INDEX image_of_instance ON image (instance);
-CREATE INDEX image_of_accession ON image (accession);
-CREATE INDEX image_of_path ON image (path);
 CREATE TABLE label (
     kind TEXT NOT NULL, value BLOB NOT NULL, label TEXT NOT NULL, patient BLOB, repeats INTEGER NOT NULL DEFAULT 0,
     UNIQUE (kind, value, label)
@@ -283,9 +276,13 @@ class Catalogue:
         self.database.create_function(
             "split_of", 1, lambda who: None if who is None else split_of(key, who, split), deterministic=True
         )
+        kinds = [kind for (kind,) in self.database.execute("SELECT DISTINCT kind FROM label ORDER BY kind")]
+        # Made when a site's first pictures are all there, which is several times faster than with every picture.
+        for column in ["content", *(COLUMNS[kind] for kind in kinds)]:
+            self.database.execute(f"CREATE INDEX IF NOT EXISTS image_of_{column} ON image ({column})")
         joins = " UNION ALL ".join(
             f"SELECT label, patient FROM label WHERE kind = '{kind}' AND value = image.{COLUMNS[kind]}"
-            for (kind,) in self.database.execute("SELECT DISTINCT kind FROM label ORDER BY kind").fetchall()
+            for kind in kinds
         )
         joined = f"({joins or 'SELECT NULL AS label, NULL AS patient WHERE FALSE'})"
         # Equal pictures stay one patient.

@@ -1,6 +1,8 @@
 """From a picture as a display shows it to the pixels that a study's network takes."""
 
+import math
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 
 import numpy as np
@@ -44,7 +46,17 @@ class Recipe:
     @property
     def digest(self) -> str:
         """16 hexadecimal digits."""
-        return sha256(canonical_json(vars(self))).hexdigest()[:16]
+        return _digest(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one prepared image."""
+        return math.prod(self.shape)
+
+
+@cache
+def _digest(recipe: Recipe) -> str:
+    return sha256(canonical_json(vars(recipe))).hexdigest()[:16]
 
 
 def prepare(shown: NDArray[np.float32], recipe: Recipe) -> NDArray[np.uint8]:

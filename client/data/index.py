@@ -1,7 +1,7 @@
 """Indexing: from folders of files to a catalogue and pixel caches, again and again, reading only what is new."""
 
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -233,7 +233,9 @@ class _Job:
                 self.counts.unchanged += 1
                 self.progress(self.counts)
             else:
-                yield _Unit(member.file, Task((found.path,), found.name), (member,), same=current)
+                yield _Unit(
+                    member.file, Task((found.path,), found.name), (member,), known=known is not None, same=current
+                )
 
     def _wanted(self, known: Known) -> bool:
         """Whether a file that has not changed must be read all the same."""
@@ -250,11 +252,11 @@ class _Job:
 
     def _store(self, units: Iterable["_Unit"], number: int, *, ahead: int) -> None:
         """Read units in other processes, and store what they hold, some in each transaction."""
-        told: dict[Task, _Unit] = {}
+        told: deque[_Unit] = deque()
 
         def tasks() -> Iterator[Task]:
             for unit in units:
-                told[unit.task] = unit
+                told.append(unit)
                 yield unit.task
 
         recipes = tuple(cache.recipe for cache in self.caches)
@@ -271,8 +273,8 @@ class _Job:
             while done:
                 with self.catalogue.transaction():
                     done = 0
-                    for done, (task, entries) in enumerate(islice(results, _BATCH), 1):  # noqa: B007
-                        self._take(told.pop(task), entries, number)
+                    for done, (_, entries) in enumerate(islice(results, _BATCH), 1):  # noqa: B007
+                        self._take(told.popleft(), entries, number)
                         self.progress(self.counts)
                     for cache in self.caches:
                         cache.sync()
@@ -285,7 +287,7 @@ class _Job:
         kept = self.catalogue.contents(unit.key) if unit.same else []
         slots = self.catalogue.slots(unit.key) if unit.same else []
         caches = [cache for cache in self.caches if not slots or cache.missing(self.catalogue, unit.key)]
-        if not slots:
+        if unit.known and not slots:
             self.catalogue.forget(unit.key)
         reason: Reason | None = None
         contents = []
@@ -359,7 +361,7 @@ class _Job:
     def _series(self, unit: bytes, members: list[tuple[Found, "_Member"]]) -> "_Unit":
         paths = tuple(sorted(found.path for found, _ in members))
         task = Task(paths, members[0][0].name)
-        return _Unit(unit, task, tuple(member for _, member in members), same=False)
+        return _Unit(unit, task, tuple(member for _, member in members), known=True, same=False)
 
 
 @dataclass(frozen=True)
@@ -373,11 +375,15 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Unit:
-    """What is read at once: a file, or a series. ``same`` where only a cache of it is missing."""
+    """What is read at once: a file, or a series.
+
+    ``known`` where the catalogue may hold pictures of it; ``same`` where only a cache of them is missing.
+    """
 
     key: bytes
     task: Task
     members: tuple[_Member, ...]
+    known: bool
     same: bool
 
 
