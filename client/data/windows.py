@@ -74,7 +74,7 @@ Grey = tuple[NDArray[np.float64], NDArray[np.bool_] | None]
 
 
 # What the last files of this process said of how they are shown; and, to each of these, a window and a type of numbers,
-# what is shown for the numbers from a first one on.
+# what is shown for the numbers from a first one on. (A header that is held keeps its id.)
 _SEEN: dict[tuple[object, ...], Dataset] = {}
 _TABLES: dict[tuple[int, str, str], tuple[Dataset, int, NDArray[np.float32]]] = {}
 
@@ -201,13 +201,13 @@ def _window_table(
     What pictures before had is kept, and this one's added.
     """
     key = (id(header), window, dtype.str)
-    owner, first, table = _TABLES.get(key, (None, 0, np.empty(0, np.float32)))
+    _, first, table = _TABLES.get(key, (header, least, np.empty(0, np.float32)))
     end = first + len(table)
-    if owner is header and first <= least and least + count <= end:
+    if first <= least and least + count <= end:
         return first, table
     # All steps are monotone: what lies between two pictures' numbers can be shown where they can.
     first, end = min(first, least), max(end, least + count)
-    if owner is not header or end - first > _LONGEST_TABLE:
+    if end - first > _LONGEST_TABLE:
         first, end = least, least + count
     table = contrast(grey(_numbers(first, end, dtype), header), header, window, (0.0, 0.0))
     if len(table) <= _LONGEST_TABLE:
