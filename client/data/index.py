@@ -25,6 +25,8 @@ __all__ = ["Counts", "Plan", "index"]
 
 #: Refusals that `Counts` holds, so that memory does not grow with them.
 _REMEMBERED = 100
+#: Refusals for which a busy machine or a lack of memory may be to blame: the next run tries once more.
+_PERHAPS_THE_MACHINE = frozenset({Reason.CRASHED.name, Reason.TOO_SLOW.name})
 #: A transaction ends after so many files: what a kill can cost.
 _BATCH = 64
 
@@ -233,14 +235,14 @@ class _Job:
                 self.counts.unchanged += 1
                 self.progress(self.counts)
             else:
-                yield _Unit(
-                    member.file, Task((found.path,), found.name), (member,), known=known is not None, same=current
-                )
+                tries = known.tries if known is not None and current else 0
+                task = Task((found.path,), found.name)
+                yield _Unit(member.file, task, (member,), known=known is not None, same=current, tries=tries)
 
     def _wanted(self, known: Known) -> bool:
         """Whether a file that has not changed must be read all the same."""
         if known.reason is not None:
-            return known.reason in self.again
+            return known.reason in self.again or (known.reason in _PERHAPS_THE_MACHINE and known.tries == 1)
         return any(cache.missing(self.catalogue, known.unit) for cache in self.caches)
 
     def _member(self, found: Found) -> "_Member":
@@ -309,7 +311,8 @@ class _Job:
             self.catalogue.forget(unit.key)
         database.execute("RELEASE unit")
         for member in unit.members:
-            self.catalogue.remember(member.file, member.root, member.stamp, unit.key, reason and reason.name, number)
+            now = Known(member.stamp, unit.key, reason and reason.name, unit.tries + 1)
+            self.catalogue.remember(member.file, member.root, now, number)
         if reason is None:
             self.counts.read += len(unit.members)
         else:
@@ -326,6 +329,7 @@ class _Job:
         """Volumes: find out which series every new file belongs to, then read the series that have changed."""
         members: dict[bytes, list[tuple[Found, _Member]]] = defaultdict(list)
         fresh: set[bytes] = set()
+        tried: set[bytes] = set()
         unknown: dict[Task, tuple[Found, _Member]] = {}
         with self.catalogue.transaction():
             for found in self._found():
@@ -336,6 +340,7 @@ class _Job:
                     self.catalogue.seen(member.file, member.root, number)
                     if self._wanted(known):
                         fresh.add(known.unit)
+                        tried.add(known.unit)
                 else:
                     unknown[Task((found.path,), found.name)] = (found, member)
         looks = run_in_workers(
@@ -351,17 +356,19 @@ class _Job:
             unit = series[0] if series else member.file
             members[unit].append((found, member))
             fresh.add(unit)
+            tried.discard(unit)
         fresh |= self.catalogue.incomplete(self.roots.values(), number) & members.keys()
         for unit, those in members.items():
             if unit not in fresh:
                 self.counts.unchanged += len(those)
         chosen = sorted((min(f.path for f, _ in those), unit) for unit, those in members.items() if unit in fresh)
-        self._store((self._series(unit, members[unit]) for _, unit in chosen), number, ahead=1)
+        units = (self._series(unit, members[unit], tries=int(unit in tried)) for _, unit in chosen)
+        self._store(units, number, ahead=1)
 
-    def _series(self, unit: bytes, members: list[tuple[Found, "_Member"]]) -> "_Unit":
+    def _series(self, unit: bytes, members: list[tuple[Found, "_Member"]], *, tries: int) -> "_Unit":
         paths = tuple(sorted(found.path for found, _ in members))
         task = Task(paths, members[0][0].name)
-        return _Unit(unit, task, tuple(member for _, member in members), known=True, same=False)
+        return _Unit(unit, task, tuple(member for _, member in members), known=True, same=False, tries=tries)
 
 
 @dataclass(frozen=True)
@@ -377,7 +384,8 @@ class _Member:
 class _Unit:
     """What is read at once: a file, or a series.
 
-    ``known`` where the catalogue may hold pictures of it; ``same`` where only a cache of them is missing.
+    ``known`` where the catalogue may hold pictures of it; ``same`` where only a cache of them is missing; ``tries`` is
+    how often it was read as it is.
     """
 
     key: bytes
@@ -385,6 +393,7 @@ class _Unit:
     members: tuple[_Member, ...]
     known: bool
     same: bool
+    tries: int
 
 
 def _settings(plan: Plan, key: bytes) -> dict[str, str]:

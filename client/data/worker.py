@@ -112,7 +112,7 @@ def _entry(work: Work, task: Task, picture: Picture) -> Entry:
     if len(task.paths) == 1:
         hashes["path"] = keyed(work.key, "path", task.name)
     shown = {window: picture.shown(window) for window in {recipe.window for recipe in work.recipes}}
-    pixels = tuple(_prepared(shown[recipe.window], recipe) for recipe in work.recipes)
+    pixels = tuple(_prepared(shown[recipe.window], recipe, volume=picture.volume) for recipe in work.recipes)
     if pixels and not any(pixels):
         raise Refused(Reason.NOT_FOR_STUDY)
     return Entry(
@@ -125,9 +125,9 @@ def _entry(work: Work, task: Task, picture: Picture) -> Entry:
     )
 
 
-def _prepared(shown: NDArray[np.float32], recipe: Recipe) -> bytes | None:
+def _prepared(shown: NDArray[np.float32], recipe: Recipe, *, volume: bool) -> bytes | None:
     try:
-        return prepare(shown, recipe).tobytes()
+        return prepare(shown, recipe, volume=volume).tobytes()
     except DataError:
         return None
 
