@@ -356,7 +356,6 @@ class _Job:
             unit = series[0] if series else member.file
             members[unit].append((found, member))
             fresh.add(unit)
-            tried.discard(unit)
         fresh |= self.catalogue.incomplete(self.roots.values(), number) & members.keys()
         for unit, those in members.items():
             if unit not in fresh:
