@@ -60,7 +60,7 @@ class PixelCache:
         (last,) = catalogue.database.execute(
             "SELECT max(slot) FROM cached WHERE recipe = ? AND checksum IS NOT NULL", (self.recipe.digest,)
         ).fetchone()
-        if os.fstat(self.descriptor).st_size < (last or 0) * _size(self.recipe):
+        if os.fstat(self.descriptor).st_size < (last or 0) * self.recipe.nbytes:
             catalogue.database.execute("DELETE FROM cached WHERE recipe = ?", (self.recipe.digest,))
 
     def write(self, catalogue: Catalogue, slot: int, pixels: bytes | None) -> None:
@@ -74,13 +74,13 @@ class PixelCache:
 
     def wipe(self, slot: int) -> None:
         """Overwrite a picture that is not to be known any more."""
-        if (slot - 1) * _size(self.recipe) < os.fstat(self.descriptor).st_size:
-            self._put(slot, bytes(_size(self.recipe)))
+        if (slot - 1) * self.recipe.nbytes < os.fstat(self.descriptor).st_size:
+            self._put(slot, bytes(self.recipe.nbytes))
 
     def trim(self, slots: int) -> None:
         """Cut off what lies behind the last slot: pictures of a file that was refused, or of a run that was killed."""
-        if os.fstat(self.descriptor).st_size > slots * _size(self.recipe):
-            os.ftruncate(self.descriptor, slots * _size(self.recipe))
+        if os.fstat(self.descriptor).st_size > slots * self.recipe.nbytes:
+            os.ftruncate(self.descriptor, slots * self.recipe.nbytes)
 
     def sync(self) -> None:
         """Make what was written durable; before the catalogue says that it is there."""
@@ -91,7 +91,7 @@ class PixelCache:
         os.close(self.descriptor)
 
     def _put(self, slot: int, data: bytes) -> None:
-        at = (slot - 1) * _size(self.recipe)
+        at = (slot - 1) * self.recipe.nbytes
         while data:  # the system may write less than asked
             written = os.pwrite(self.descriptor, data, at)
             data, at = data[written:], at + written
@@ -111,7 +111,7 @@ def mapped(site: Path, recipe: Recipe, slots: int) -> NDArray[np.uint8]:
         The file is shorter than the catalogue says.
     """
     path = site / "cache" / recipe.digest / "pixels.raw"
-    if path.stat().st_size < slots * _size(recipe):
+    if path.stat().st_size < slots * recipe.nbytes:
         raise DataError("the pixel cache is shorter than its catalogue says: run `wardround-site verify`")
     return np.memmap(path, np.uint8, "r", shape=(slots, *recipe.shape))
 
@@ -122,7 +122,7 @@ def verify(site: Path, catalogue: Catalogue) -> Iterator[tuple[str, int]]:
     rows = catalogue.database.execute("SELECT DISTINCT recipe FROM cached ORDER BY recipe").fetchall()
     for (digest,) in rows:
         path = site / "cache" / digest / "pixels.raw"
-        size = _size(recipes[digest]) if digest in recipes else 0
+        size = recipes[digest].nbytes if digest in recipes else 0
         with path.open("rb") if path.exists() else nullcontext() as file:
             query = "SELECT slot, checksum FROM cached WHERE recipe = ? AND checksum IS NOT NULL ORDER BY slot"
             for slot, checksum in catalogue.database.execute(query, (digest,)):
@@ -146,7 +146,3 @@ def _recipe(path: Path) -> Recipe:
         raise DataError(
             "a recipe in the site's cache folder is damaged: remove that cache folder and index again"
         ) from None
-
-
-def _size(recipe: Recipe) -> int:
-    return int(np.prod(recipe.shape))

@@ -17,7 +17,7 @@ from common.errors import DataError, NotPreparedError
 
 __all__ = ["ASIDE", "Catalogue", "Known", "Split", "open_catalogue", "split_of"]
 
-_VERSION = "1"
+_VERSION = "2"
 
 # A row of `image` owns the slot of that number in every pixel cache. Slots are never given to another picture. A row of
 # `cached` without a checksum: the picture has not the recipe's number of dimensions. `wipe` holds the slots of removed
@@ -30,6 +30,7 @@ CREATE TABLE file (
     stamp BLOB NOT NULL,
     unit BLOB NOT NULL,
     reason TEXT,
+    tries INTEGER NOT NULL,
     seen INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX file_of_unit ON file (unit);
@@ -48,13 +49,6 @@ CREATE TABLE image (
     exposed TEXT NOT NULL, notes TEXT NOT NULL,
     UNIQUE (unit, frame)
 ) STRICT;
-CREATE INDEX image_of_content ON image (content);
-CREATE INDEX image_of_patient ON image (own_patient);
-CREATE INDEX image_of_study ON image (study);
-CREATE INDEX image_of_series ON image (series);
-CREATE INDEX image_of_instance ON image (instance);
-CREATE INDEX image_of_accession ON image (accession);
-CREATE INDEX image_of_path ON image (path);
 CREATE TABLE label (
     kind TEXT NOT NULL, value BLOB NOT NULL, label TEXT NOT NULL, patient BLOB, repeats INTEGER NOT NULL DEFAULT 0,
     UNIQUE (kind, value, label)
@@ -89,11 +83,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Known:
-    """What the catalogue knows of a file: the same stamp means that it has not changed."""
+    """What the catalogue knows of a file: the same stamp means that it has not changed.
+
+    ``tries`` is how often it was read as it is.
+    """
 
     stamp: bytes
     unit: bytes
     reason: str | None
+    tries: int
 
 
 def split_of(key: bytes, patient: bytes, split: Split) -> str:
@@ -198,15 +196,14 @@ class Catalogue:
 
     def known(self, file: bytes) -> Known | None:
         """Return what is known of a file."""
-        row = self.database.execute("SELECT stamp, unit, reason FROM file WHERE key = ?", (file,)).fetchone()
+        row = self.database.execute("SELECT stamp, unit, reason, tries FROM file WHERE key = ?", (file,)).fetchone()
         return Known(*row) if row else None
 
-    def remember(self, file: bytes, root: bytes, stamp: bytes, unit: bytes, reason: str | None, run: int) -> None:
+    def remember(self, file: bytes, root: bytes, known: Known, run: int) -> None:
         """Note a file: what it was when it was read, and why it was not, if so."""
         self.database.execute(
-            "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET root = excluded.root, "
-            "stamp = excluded.stamp, unit = excluded.unit, reason = excluded.reason, seen = excluded.seen",
-            (file, root, stamp, unit, reason, run),
+            "INSERT OR REPLACE INTO file VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (file, root, known.stamp, known.unit, known.reason, known.tries, run),
         )
 
     def seen(self, file: bytes, root: bytes, run: int) -> None:
@@ -283,9 +280,13 @@ class Catalogue:
         self.database.create_function(
             "split_of", 1, lambda who: None if who is None else split_of(key, who, split), deterministic=True
         )
+        kinds = [kind for (kind,) in self.database.execute("SELECT DISTINCT kind FROM label ORDER BY kind")]
+        # Made when a site's first pictures are all there, which is several times faster than with every picture.
+        for column in ["content", *(COLUMNS[kind] for kind in kinds)]:
+            self.database.execute(f"CREATE INDEX IF NOT EXISTS image_of_{column} ON image ({column})")
         joins = " UNION ALL ".join(
             f"SELECT label, patient FROM label WHERE kind = '{kind}' AND value = image.{COLUMNS[kind]}"
-            for (kind,) in self.database.execute("SELECT DISTINCT kind FROM label ORDER BY kind").fetchall()
+            for kind in kinds
         )
         joined = f"({joins or 'SELECT NULL AS label, NULL AS patient WHERE FALSE'})"
         # Equal pictures stay one patient.
@@ -307,23 +308,21 @@ class Catalogue:
         )
         self.database.execute("CREATE UNIQUE INDEX temp.twin_content ON twin (content)")
         twin = "EXISTS (SELECT 1 FROM twin WHERE twin.content = image.content AND {})"
-        rules = {
-            "no patient": "patient IS NULL",
-            # An empty label stands for several; equal pictures with several labels are the same case.
-            "conflicting labels": f"label = '' OR {twin.format('labels > 1')}",
-            "no label": "label IS NULL",
-            # Of those that could be in an episode, the first stays.
-            "same picture twice": twin.format("patients = 1 AND first < image.slot"),
-        }
-        if self.setting("leave_out_shared") == "yes":
-            rules["same picture of two patients"] = twin.format("patients > 1")
-        for why, condition in rules.items():
-            if why == "same picture twice":
-                self.database.execute(
-                    "UPDATE twin SET first = (SELECT min(slot) FROM image WHERE image.content = twin.content "
-                    "AND aside IS NULL)"
-                )
+
+        def set_aside(why: str, condition: str) -> None:
             self.database.execute(f"UPDATE image SET aside = ? WHERE aside IS NULL AND ({condition})", (why,))
+
+        set_aside("no patient", "patient IS NULL")
+        # An empty label stands for several; equal pictures with several labels are the same case.
+        set_aside("conflicting labels", f"label = '' OR {twin.format('labels > 1')}")
+        set_aside("no label", "label IS NULL")
+        # Of those that could be in an episode, the first stays.
+        self.database.execute(
+            "UPDATE twin SET first = (SELECT min(slot) FROM image WHERE image.content = twin.content AND aside IS NULL)"
+        )
+        set_aside("same picture twice", twin.format("patients = 1 AND first < image.slot"))
+        if self.setting("leave_out_shared") == "yes":
+            set_aside("same picture of two patients", twin.format("patients > 1"))
 
     def leaks(self, key: bytes) -> int:
         """Return how many pictures could be in an episode and are, or their patient is, on two sides of the split.

@@ -1,6 +1,8 @@
 """From a picture as a display shows it to the pixels that a study's network takes."""
 
+import math
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 
 import numpy as np
@@ -44,10 +46,20 @@ class Recipe:
     @property
     def digest(self) -> str:
         """16 hexadecimal digits."""
-        return sha256(canonical_json(vars(self))).hexdigest()[:16]
+        return _digest(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one prepared image."""
+        return math.prod(self.shape)
 
 
-def prepare(shown: NDArray[np.float32], recipe: Recipe) -> NDArray[np.uint8]:
+@cache
+def _digest(recipe: Recipe) -> str:
+    return sha256(canonical_json(vars(recipe))).hexdigest()[:16]
+
+
+def prepare(shown: NDArray[np.float32], recipe: Recipe, *, volume: bool = False) -> NDArray[np.uint8]:
     """Return a picture as the study's network takes it: uint8 of the recipe's shape.
 
     Grey becomes colour by repetition and colour becomes grey by its mean; side lengths are changed by antialiased
@@ -56,21 +68,22 @@ def prepare(shown: NDArray[np.float32], recipe: Recipe) -> NDArray[np.uint8]:
     Parameters
     ----------
     shown : ndarray
-        ``[H, W]``, ``[H, W, 3]`` or, for a 3-D recipe, ``[D, H, W]``; 0 to 1.
+        ``[H, W]``, ``[H, W, 3]`` or, of a volume, ``[D, H, W]``; 0 to 1.
     recipe : Recipe
         What is wanted.
+    volume : bool
+        Whether the first axis is depth; the shape alone does not tell a volume three pixels wide from colour.
 
     Raises
     ------
     DataError
         The picture has not the recipe's number of dimensions.
     """
-    colour = shown.ndim == 3 and recipe.dimensions == 2 and shown.shape[-1] == 3
-    if shown.ndim - colour != recipe.dimensions:
+    if volume != (recipe.dimensions == 3):
         raise DataError(
             f"the study wants {recipe.dimensions}-D images: set model.dimensions, or choose another data source"
         )
-    if not colour:
+    if volume or shown.ndim == 2:
         channels = [shown]
     elif recipe.channels == 1:
         channels = [shown.mean(-1, dtype=np.float32)]

@@ -1,7 +1,7 @@
 """Indexing: from folders of files to a catalogue and pixel caches, again and again, reading only what is new."""
 
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -25,6 +25,8 @@ __all__ = ["Counts", "Plan", "index"]
 
 #: Refusals that `Counts` holds, so that memory does not grow with them.
 _REMEMBERED = 100
+#: Refusals for which a busy machine or a lack of memory may be to blame: the next run tries once more.
+_PERHAPS_THE_MACHINE = frozenset({Reason.CRASHED.name, Reason.TOO_SLOW.name})
 #: A transaction ends after so many files: what a kill can cost.
 _BATCH = 64
 
@@ -233,12 +235,14 @@ class _Job:
                 self.counts.unchanged += 1
                 self.progress(self.counts)
             else:
-                yield _Unit(member.file, Task((found.path,), found.name), (member,), same=current)
+                tries = known.tries if known is not None and current else 0
+                task = Task((found.path,), found.name)
+                yield _Unit(member.file, task, (member,), known=known is not None, same=current, tries=tries)
 
     def _wanted(self, known: Known) -> bool:
         """Whether a file that has not changed must be read all the same."""
         if known.reason is not None:
-            return known.reason in self.again
+            return known.reason in self.again or (known.reason in _PERHAPS_THE_MACHINE and known.tries == 1)
         return any(cache.missing(self.catalogue, known.unit) for cache in self.caches)
 
     def _member(self, found: Found) -> "_Member":
@@ -250,11 +254,11 @@ class _Job:
 
     def _store(self, units: Iterable["_Unit"], number: int, *, ahead: int) -> None:
         """Read units in other processes, and store what they hold, some in each transaction."""
-        told: dict[Task, _Unit] = {}
+        told: deque[_Unit] = deque()
 
         def tasks() -> Iterator[Task]:
             for unit in units:
-                told[unit.task] = unit
+                told.append(unit)
                 yield unit.task
 
         recipes = tuple(cache.recipe for cache in self.caches)
@@ -271,8 +275,8 @@ class _Job:
             while done:
                 with self.catalogue.transaction():
                     done = 0
-                    for done, (task, entries) in enumerate(islice(results, _BATCH), 1):  # noqa: B007
-                        self._take(told.pop(task), entries, number)
+                    for done, (_, entries) in enumerate(islice(results, _BATCH), 1):  # noqa: B007
+                        self._take(told.popleft(), entries, number)
                         self.progress(self.counts)
                     for cache in self.caches:
                         cache.sync()
@@ -285,7 +289,7 @@ class _Job:
         kept = self.catalogue.contents(unit.key) if unit.same else []
         slots = self.catalogue.slots(unit.key) if unit.same else []
         caches = [cache for cache in self.caches if not slots or cache.missing(self.catalogue, unit.key)]
-        if not slots:
+        if unit.known and not slots:
             self.catalogue.forget(unit.key)
         reason: Reason | None = None
         contents = []
@@ -307,7 +311,8 @@ class _Job:
             self.catalogue.forget(unit.key)
         database.execute("RELEASE unit")
         for member in unit.members:
-            self.catalogue.remember(member.file, member.root, member.stamp, unit.key, reason and reason.name, number)
+            now = Known(member.stamp, unit.key, reason and reason.name, unit.tries + 1)
+            self.catalogue.remember(member.file, member.root, now, number)
         if reason is None:
             self.counts.read += len(unit.members)
         else:
@@ -324,6 +329,7 @@ class _Job:
         """Volumes: find out which series every new file belongs to, then read the series that have changed."""
         members: dict[bytes, list[tuple[Found, _Member]]] = defaultdict(list)
         fresh: set[bytes] = set()
+        tried: set[bytes] = set()
         unknown: dict[Task, tuple[Found, _Member]] = {}
         with self.catalogue.transaction():
             for found in self._found():
@@ -334,6 +340,7 @@ class _Job:
                     self.catalogue.seen(member.file, member.root, number)
                     if self._wanted(known):
                         fresh.add(known.unit)
+                        tried.add(known.unit)
                 else:
                     unknown[Task((found.path,), found.name)] = (found, member)
         looks = run_in_workers(
@@ -354,12 +361,13 @@ class _Job:
             if unit not in fresh:
                 self.counts.unchanged += len(those)
         chosen = sorted((min(f.path for f, _ in those), unit) for unit, those in members.items() if unit in fresh)
-        self._store((self._series(unit, members[unit]) for _, unit in chosen), number, ahead=1)
+        units = (self._series(unit, members[unit], tries=int(unit in tried)) for _, unit in chosen)
+        self._store(units, number, ahead=1)
 
-    def _series(self, unit: bytes, members: list[tuple[Found, "_Member"]]) -> "_Unit":
+    def _series(self, unit: bytes, members: list[tuple[Found, "_Member"]], *, tries: int) -> "_Unit":
         paths = tuple(sorted(found.path for found, _ in members))
         task = Task(paths, members[0][0].name)
-        return _Unit(unit, task, tuple(member for _, member in members), same=False)
+        return _Unit(unit, task, tuple(member for _, member in members), known=True, same=False, tries=tries)
 
 
 @dataclass(frozen=True)
@@ -373,12 +381,18 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Unit:
-    """What is read at once: a file, or a series. ``same`` where only a cache of it is missing."""
+    """What is read at once: a file, or a series.
+
+    ``known`` where the catalogue may hold pictures of it; ``same`` where only a cache of them is missing; ``tries`` is
+    how often it was read as it is.
+    """
 
     key: bytes
     task: Task
     members: tuple[_Member, ...]
+    known: bool
     same: bool
+    tries: int
 
 
 def _settings(plan: Plan, key: bytes) -> dict[str, str]:

@@ -4,9 +4,13 @@ import hmac
 import os
 from pathlib import Path
 
+import numpy as np
+from cryptography.hazmat.primitives.poly1305 import Poly1305
+from numpy.typing import NDArray
+
 from common.errors import DataError
 
-__all__ = ["KEY_BYTES", "keyed", "load_key"]
+__all__ = ["KEY_BYTES", "keyed", "keyed_pixels", "load_key"]
 
 #: Length of a site's key.
 KEY_BYTES = 32
@@ -17,6 +21,18 @@ def keyed(key: bytes, purpose: str, value: str | bytes) -> bytes:
     # Names of files are not always UTF-8: what they hold instead becomes surrogates, and must not raise.
     data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
     return hmac.digest(key, purpose.encode() + b"\0" + data, "sha256")[:16]
+
+
+def keyed_pixels(key: bytes, values: NDArray[np.generic]) -> bytes:
+    """Return a keyed hash of an array: equal numbers of one type in one shape have equal ones.
+
+    A keyed universal hash (Poly1305) under a pseudo-random function (`keyed`), after Wegman and Carter: seven times as
+    fast as SHA-256 on whole pictures. The inner hash is kept nowhere: a few of them would tell its key.
+    """
+    values = np.ascontiguousarray(values)
+    inner = hmac.digest(key, b"pixels\0", "sha256")
+    about = f"{values.dtype.str} {values.shape}\0".encode()
+    return keyed(key, "content", about + Poly1305.generate_tag(inner, values.reshape(-1).view(np.uint8).data))
 
 
 def load_key(path: Path, *, new: bytes | None = None) -> bytes:

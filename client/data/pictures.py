@@ -15,14 +15,14 @@ __all__ = ["read_picture"]
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 # Pillow's modes whose numbers are taken as they are; the others become RGB.
-_PHOTOMETRIC = 262  # TIFF 6.0, section 8
+_BITS, _PHOTOMETRIC = 258, 262  # BitsPerSample and PhotometricInterpretation: TIFF 6.0, section 8
 _MODES = ("1", "L", "I;16", "I;16L", "I;16B", "I", "F", "RGB")
 
 
 def read_picture(path: Path, reading: Reading) -> Iterator[Picture]:
     """Read an image file; of a TIFF of several pages, those that ``reading.frames`` asks for.
 
-    Grey of 8 or 16 bits is shown from black to white over its whole range, 32-bit and floating-point grey from its
+    Grey of 8, 12 or 16 bits is shown from black to white over its whole range, 32-bit and floating-point grey from its
     smallest value to its largest. Transparency is dropped; a palette and CMYK become RGB. Orientation tags are not
     applied: annotations and masks were made on the stored pixels.
 
@@ -47,7 +47,7 @@ def read_picture(path: Path, reading: Reading) -> Iterator[Picture]:
                 raise Refused(Reason.NOT_DECODED) from None
             for page in reading.chosen(pages):
                 values = _decoded(image, page, reading)
-                yield Picture({}, values, partial(_shown, values), frame=page)
+                yield Picture({}, values, partial(_shown, values, _white(image, values)), frame=page)
 
 
 def _check_size(image: Image.Image, reading: Reading) -> None:
@@ -76,10 +76,16 @@ def _decoded(image: Image.Image, page: int, reading: Reading) -> NDArray[np.gene
         raise Refused(Reason.NOT_DECODED) from None
 
 
-def _shown(values: NDArray[np.generic], window: str) -> NDArray[np.float32]:
-    if values.dtype == np.bool_:
-        return values.astype(np.float32)
-    if white := {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(values.dtype):
+def _white(image: Image.Image, values: NDArray[np.generic]) -> int:
+    """Return the number that is shown white; 0 where that depends on the picture."""
+    if values.dtype == np.uint16:
+        # Pillow gives the 12 bits of some TIFF files as the low ones of 16.
+        return 4095 if getattr(image, "tag_v2", {}).get(_BITS) == (12,) else 65535
+    return {np.dtype(np.bool_): 1, np.dtype(np.uint8): 255}.get(values.dtype, 0)
+
+
+def _shown(values: NDArray[np.generic], white: int, window: str) -> NDArray[np.float32]:
+    if white:
         return np.asarray(values.astype(np.float32) / np.float32(white))
     low, high = float(values.min()), float(values.max())
     out: NDArray[np.float32] = ((values.astype(np.float64) - low) / ((high - low) or 1.0)).astype(np.float32)

@@ -5,9 +5,12 @@ worker was faster. A worker that is ahead waits when its pipe is full: memory do
 """
 
 import ctypes
+import gc
 import multiprocessing
 import os
+import pickle
 import resource
+import select
 import signal
 import sys
 from collections import deque
@@ -46,6 +49,7 @@ class Failure:
 class _Worker(Generic[T]):
     process: ForkServerProcess
     line: Connection
+    ready: select.poll
     told: deque[T] = field(default_factory=deque)
 
 
@@ -114,16 +118,16 @@ def _results(
     worker, failure = crew[number], None
     while True:
         try:
-            if not worker.line.poll(seconds):
+            if not worker.ready.poll(seconds * 1000):
                 failure = Failure(TOO_SLOW)
                 break
-            last, result = worker.line.recv()
+            message = worker.line.recv_bytes()
         except (EOFError, OSError):
             failure = Failure(CRASHED)
             break
-        if last:
+        if not message:
             return
-        yield result
+        yield pickle.loads(message)
     worker.process.kill()
     worker.process.join()
     worker.line.close()
@@ -142,7 +146,9 @@ def _hire(context: ForkServerContext, work: Callable[[T], Iterator[Any]], second
     with no_main_module():
         process.start()
     there.close()
-    return _Worker(process, here)
+    ready = select.poll()
+    ready.register(here, select.POLLIN)
+    return _Worker(process, here, ready)
 
 
 @contextmanager
@@ -176,6 +182,7 @@ def _serve(line: Connection, work: Callable[[T], Iterator[Any]], seconds: float)
         memory = _MEMORY if most == resource.RLIM_INFINITY else min(_MEMORY, most)
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     keep_freed_memory()
+    gc.freeze()  # the modules are for ever: no collection need look at them
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             results = work(line.recv())
@@ -184,6 +191,7 @@ def _serve(line: Connection, work: Callable[[T], Iterator[Any]], seconds: float)
                 signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
                 result = next(results, _END)
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                line.send((result is _END, None if result is _END else result))
                 if result is _END:
+                    line.send_bytes(b"")
                     break
+                line.send(result)

@@ -49,23 +49,26 @@ def walk(folder: Path, *, skip: Path, links: Callable[[], None] = lambda: None) 
         status = folder.stat()
         yield Found(folder, folder, folder.name, status.st_size, status.st_mtime_ns)
         return
-    avoided = skip.resolve()
-    pending = [folder]
+    # Below the folder no link is followed, so that names say where one is.
+    avoided, top = skip.resolve(), folder.resolve()
+    left_out = str(folder / avoided.relative_to(top)) if avoided.is_relative_to(top) else None
+    start = len(os.path.join(folder, ""))
+    pending = [str(folder)]
     while pending:
         here = pending.pop()
-        if here.resolve() == avoided:
+        if here == left_out:
             continue
         try:
             with os.scandir(here) as entries:
                 names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
         except OSError:
-            yield Found(folder, here, here.relative_to(folder).as_posix(), 0, 0)
+            yield Found(folder, Path(here), Path(here).relative_to(folder).as_posix(), 0, 0)
             continue
         inside = []
         for name in names:
-            path = here / name
+            path = os.path.join(here, name)
             try:
-                status = path.lstat()
+                status = os.lstat(path)
             except OSError:
                 continue
             if stat.S_ISLNK(status.st_mode):
@@ -73,5 +76,5 @@ def walk(folder: Path, *, skip: Path, links: Callable[[], None] = lambda: None) 
             elif stat.S_ISDIR(status.st_mode):
                 inside.append(path)
             elif stat.S_ISREG(status.st_mode):
-                yield Found(folder, path, path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns)
+                yield Found(folder, Path(path), path[start:], status.st_size, status.st_mtime_ns)
         pending += reversed(inside)

@@ -6,6 +6,7 @@ white, and does not count for the range of a frame that has no window. Colour pr
 
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +55,28 @@ _RENDERING = (
     *(f"Segmented{c}PaletteColorLookupTableData" for c in _COLOURS),
 )  # fmt: skip
 _TAGS = frozenset(tag_for_keyword(keyword) or 0 for keyword in _RENDERING)
+_TAGS_AND_CHARACTERS = (tag_for_keyword("SpecificCharacterSet") or 0, *sorted(_TAGS))
+_NESTED = frozenset(
+    tag_for_keyword(keyword) or 0
+    for keyword in (
+        "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "FloatPixelData", "DoubleFloatPixelData",
+    )
+)  # fmt: skip
 _VOI = ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
 _MACROS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 
+_REMEMBERED = 32
+_LONGEST_TABLE = 2**16
+K = TypeVar("K")
+V = TypeVar("V")
+
 Grey = tuple[NDArray[np.float64], NDArray[np.bool_] | None]
+
+
+# What the last files of this process said of how they are shown; and, to each of these, a window and a type of numbers,
+# what is shown for the numbers from a first one on. (A header that is held keeps its id.)
+_SEEN: dict[tuple[object, ...], Dataset] = {}
+_TABLES: dict[tuple[int, str, str], tuple[Dataset, int, NDArray[np.float32]]] = {}
 
 
 def window_names() -> tuple[str, ...]:
@@ -73,6 +92,9 @@ def rendering(dataset: Dataset, frame: int) -> Dataset:
     Exception
         Whatever pydicom raises for a header that cannot be read, and ValueError for a rescale that is none.
     """
+    said = _said(dataset)
+    if said is not None and said in _SEEN:
+        return _SEEN[said]
     out = Dataset()
     out.file_meta = dataset.file_meta
     _copy(dataset, out)
@@ -92,7 +114,30 @@ def rendering(dataset: Dataset, frame: int) -> Dataset:
                 setattr(out, keyword, neutral)
         if not (np.isfinite([out.RescaleSlope, out.RescaleIntercept]).all() and out.RescaleSlope):
             raise ValueError("not a rescale")
+    if said is not None:
+        _remember(_SEEN, said, out)
     return out
+
+
+def _said(dataset: Dataset) -> tuple[object, ...] | None:
+    """Return what `rendering` goes by, to know it again; None where it is not one list of plain values."""
+    held = dict(zip(map(int, dataset.keys()), dataset.values(), strict=True))
+    if not _NESTED.isdisjoint(held):
+        return None
+    parts: list[object] = [dataset.file_meta.get("TransferSyntaxUID"), dataset.original_encoding]
+    for tag in _TAGS_AND_CHARACTERS:
+        if (element := held.get(tag)) is not None:
+            if not isinstance(element.value, bytes | str | int | float | None):
+                return None
+            parts += (tag, element.VR, element.value)
+    return tuple(parts)
+
+
+def _remember(known: dict[K, V], key: K, value: V) -> None:
+    """Keep for the pictures that follow, of the same series mostly; all is forgotten before it becomes much."""
+    if len(known) >= _REMEMBERED:
+        known.clear()
+    known[key] = value
 
 
 def functional_groups(dataset: Dataset, frame: int) -> Iterator[Dataset]:
@@ -129,22 +174,57 @@ def _direct(stored: NDArray[np.generic], header: Dataset, window: str) -> NDArra
 
 
 def _through_table(stored: NDArray[np.generic], header: Dataset, window: str) -> NDArray[np.float32]:
-    """Return what `_direct` does, computed once for every number between the least and the greatest."""
+    """Return what `_direct` does, computed once for every number between the least and the greatest, or before."""
     least = int(stored.min())
     count = int(stored.max()) - least + 1
     if count > stored.size:
         return _direct(stored, header, window)
-    numbers = np.arange(least, least + count).astype(stored.dtype)
-    unsigned = stored.dtype.str.replace("i", "u")
-    places = stored.view(unsigned) - numbers[:1].view(unsigned)  # modulo 2 ** bits: no overflow
-    values, hidden = grey(numbers, header)
-    limits = (0.0, 0.0)
-    if _windowing(header, window) is None:
+    if _windowing(header, window) is not None:
+        least, table = _window_table(least, count, stored.dtype, header, window)
+        places = _places(stored, least)
+    else:
+        places = _places(stored, least)
+        values, hidden = grey(_numbers(least, least + count, stored.dtype), header)
         there = np.zeros(count, np.bool_)
         there[places] = True
         limits = extent((values[there], None if hidden is None else hidden[there]), header)
-    out: NDArray[np.float32] = np.take(contrast((values, hidden), header, window, limits), places, mode="clip")
+        table = contrast((values, hidden), header, window, limits)
+    out: NDArray[np.float32] = np.take(table, places, mode="clip")
     return out
+
+
+def _window_table(
+    least: int, count: int, dtype: np.dtype[Any], header: Dataset, window: str
+) -> tuple[int, NDArray[np.float32]]:
+    """Return a first number, and what is shown for it and those after it: the ``count`` from ``least`` on, or more.
+
+    What pictures before had is kept, and this one's added.
+    """
+    key = (id(header), window, dtype.str)
+    _, first, table = _TABLES.get(key, (header, least, np.empty(0, np.float32)))
+    end = first + len(table)
+    if first <= least and least + count <= end:
+        return first, table
+    # All steps are monotone: what lies between two pictures' numbers can be shown where they can.
+    first, end = min(first, least), max(end, least + count)
+    if end - first > _LONGEST_TABLE:
+        first, end = least, least + count
+    table = contrast(grey(_numbers(first, end, dtype), header), header, window, (0.0, 0.0))
+    if len(table) <= _LONGEST_TABLE:
+        _remember(_TABLES, key, (header, first, table))
+    return first, table
+
+
+def _numbers(first: int, end: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    return np.arange(first, end).astype(dtype)
+
+
+def _places(stored: NDArray[np.generic], first: int) -> NDArray[np.unsignedinteger[Any]]:
+    """Return how far each number is from the first one."""
+    unsigned = stored.dtype.str.replace("i", "u")
+    origin = _numbers(first, first + 1, stored.dtype).view(unsigned)
+    places: NDArray[np.unsignedinteger[Any]] = stored.view(unsigned) - origin  # modulo 2 ** bits: no overflow
+    return places
 
 
 def grey(stored: NDArray[np.generic], header: Dataset) -> Grey:

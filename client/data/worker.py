@@ -1,6 +1,5 @@
 """What a worker does with one file or series: read it, forget who it is, prepare its pixels."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from client.data.dicom import read_dicom, series_of
 from client.data.image import Recipe, prepare
-from client.data.keys import keyed
+from client.data.keys import keyed, keyed_pixels
 from client.data.npz import read_npz
 from client.data.picture import Header, Picture, Reader, Reading, Reason, Refused
 from client.data.pictures import read_picture
@@ -112,16 +111,13 @@ def _entry(work: Work, task: Task, picture: Picture) -> Entry:
     hashes = {kind: keyed(work.key, kind, value) for kind, value in picture.identifiers.items()}
     if len(task.paths) == 1:
         hashes["path"] = keyed(work.key, "path", task.name)
-    values = np.ascontiguousarray(picture.values)
-    about = hashlib.sha256(f"{values.dtype.str} {values.shape}".encode())
-    about.update(values.view(np.uint8).data if values.ndim else values.tobytes())
     shown = {window: picture.shown(window) for window in {recipe.window for recipe in work.recipes}}
-    pixels = tuple(_prepared(shown[recipe.window], recipe) for recipe in work.recipes)
+    pixels = tuple(_prepared(shown[recipe.window], recipe, volume=picture.volume) for recipe in work.recipes)
     if pixels and not any(pixels):
         raise Refused(Reason.NOT_FOR_STUDY)
     return Entry(
         hashes,
-        keyed(work.key, "content", about.digest()),
+        keyed_pixels(work.key, picture.values),
         picture.header,
         picture.frame,
         picture.label,
@@ -129,9 +125,9 @@ def _entry(work: Work, task: Task, picture: Picture) -> Entry:
     )
 
 
-def _prepared(shown: NDArray[np.float32], recipe: Recipe) -> bytes | None:
+def _prepared(shown: NDArray[np.float32], recipe: Recipe, *, volume: bool) -> bytes | None:
     try:
-        return prepare(shown, recipe).tobytes()
+        return prepare(shown, recipe, volume=volume).tobytes()
     except DataError:
         return None
 

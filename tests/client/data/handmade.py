@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from client.data.cache import PixelCache
-from client.data.catalogue import Split, open_catalogue, split_of
+from client.data.catalogue import Known, Split, open_catalogue, split_of
 from client.data.image import Recipe
 from client.data.picture import Header, Reason
 from client.data.worker import Entry
@@ -58,12 +58,12 @@ def write_site(
             for number, entry in enumerate(pictures):
                 unit = number.to_bytes(16, "big")
                 slot = catalogue.add(unit, entry)
-                catalogue.remember(unit, b"root", b"stamp", unit, None, 1)
+                catalogue.remember(unit, b"root", Known(b"stamp", unit, None, 1), 1)
                 if cache is not None:
                     cache.write(catalogue, slot, entry.pixels[0])
             for number, reason in enumerate(refused):
                 key = b"refused %d" % number
-                catalogue.remember(key, b"root", b"stamp", key, reason.name, 1)
+                catalogue.remember(key, b"root", Known(b"stamp", key, reason.name, 1), 1)
             catalogue.settle(KEY)
             leaks = str(catalogue.leaks(KEY))
             catalogue.database.execute("INSERT OR REPLACE INTO meta VALUES ('leaks', ?)", (leaks,))

@@ -69,7 +69,7 @@ def test_shrinking_averages_instead_of_picking() -> None:
 @pytest.mark.parametrize("shape", [(16, 16, 16), (12, 20, 9), (3, 16, 16)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_volumes(shape: tuple[int, ...], channels: int) -> None:
-    out = prepare(picture(*shape), Recipe(channels, 16, 3))
+    out = prepare(picture(*shape), Recipe(channels, 16, 3), volume=True)
     assert out.shape == Recipe(channels, 16, 3).shape == (channels, 16, 16, 16)
     assert (out[0] == out[-1]).all()
 
@@ -77,18 +77,23 @@ def test_volumes(shape: tuple[int, ...], channels: int) -> None:
 def test_a_volume_keeps_its_axes() -> None:
     for axis in range(3):
         ramp = np.moveaxis(np.broadcast_to(np.linspace(0, 1, 24, dtype=np.float32), (24, 24, 24)), -1, axis)
-        out = prepare(np.ascontiguousarray(ramp), Recipe(1, 12, 3))[0].astype(int)
+        out = prepare(np.ascontiguousarray(ramp), Recipe(1, 12, 3), volume=True)[0].astype(int)
         assert (np.diff(out, axis=axis) > 0).all()
         assert all((np.diff(out, axis=other) == 0).all() for other in range(3) if other != axis)
 
 
 def test_a_volume_three_slices_thick_is_not_taken_for_colour() -> None:
-    assert (prepare(constant(200, 16, 16, 3), Recipe(1, 16, 3)) == 200).all()
+    thin = constant(200, 16, 16, 3)
+    assert (prepare(thin, Recipe(1, 16, 3), volume=True) == 200).all()
+    with pytest.raises(DataError, match="2-D"):
+        prepare(thin, Recipe(1, 16), volume=True)
+    with pytest.raises(DataError, match="3-D"):
+        prepare(thin, Recipe(1, 16, 3))
 
 
 def test_the_number_of_dimensions_must_be_the_studys() -> None:
     with pytest.raises(DataError, match="2-D"):
-        prepare(picture(16, 16, 16), Recipe(1, 16))
+        prepare(picture(16, 16, 16), Recipe(1, 16), volume=True)
     with pytest.raises(DataError, match="3-D"):
         prepare(picture(16, 16), Recipe(1, 16, 3))
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from fcntl import LOCK_EX, flock
@@ -22,8 +23,10 @@ from client.data.index import Counts
 from client.data.keys import keyed
 from client.data.labels import Labels
 from client.data.picture import Reading, Reason
+from client.data.pool import CRASHED, TOO_SLOW, Failure
 from client.data.report import contents, offer
 from client.data.store import open_site
+from client.data.worker import Task
 from common.errors import DataError, NotPreparedError
 from simulations.phantoms import SCANNERS, write_hospital
 from tests.client.data.folders import (
@@ -333,6 +336,29 @@ def test_what_cannot_be_opened_is_tried_again(tmp_path: Path, monkeypatch: pytes
         assert (numbers(counts), counts.refusals) == ((2, 0, 1, 0), [(hidden, Reason.NOT_READABLE)])
         assert numbers(indexed(tmp_path, source)) == (0, 2, 1, 0)
     assert numbers(indexed(tmp_path, source)) == (1, 2, 0, 1)
+
+
+@pytest.mark.parametrize("kind", [CRASHED, TOO_SLOW])
+@pytest.mark.parametrize("volumes", [False, True])
+def test_what_a_worker_failed_on_is_tried_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, volumes: bool
+) -> None:
+    reading, source = Reading(volumes=volumes), pictures(tmp_path / "in", 3)
+
+    def failing(_: object, tasks: Iterable[Task], **__: object) -> Iterator[tuple[Task, Iterator[Failure]]]:
+        for task in tasks:
+            yield task, iter([Failure(kind)])
+
+    with monkeypatch.context() as patch:
+        patch.setattr("client.data.index.run_in_workers", failing)
+        assert numbers(indexed(tmp_path, source, reading=reading)) == (0, 0, 3, 0)
+        (source / "000.png").rename(tmp_path / "elsewhere.png")
+        assert numbers(indexed(tmp_path, source, reading=reading)) == (0, 0, 2, 1)
+        os.utime(source / "001.png", ns=(1, 1))  # as good as another file
+        assert numbers(indexed(tmp_path, source, reading=reading)) == (0, 1, 1, 0)
+    # One was given up; the other is tried for the second time.
+    assert numbers(indexed(tmp_path, source, reading=reading)) == (1, 1, 0, 0)
+    assert numbers(indexed(tmp_path, source, reading=reading)) == (0, 2, 0, 0)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open every file")

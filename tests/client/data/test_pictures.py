@@ -122,6 +122,17 @@ def test_grey_of_sixteen_bits_over_its_whole_range(tmp_path: Path, file: bytes) 
     np.testing.assert_allclose(shown(tmp_path / "x"), WIDE / 65535, atol=1e-6)
 
 
+def test_grey_of_twelve_bits_over_its_whole_range(tmp_path: Path) -> None:
+    values = np.arange(16 * 16).reshape(16, 16) * 16 + 15  # up to 4095
+    first, second = values.ravel()[::2], values.ravel()[1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8)
+    data = bytearray(tiff(packed.reshape(16, 24), shape=(16, 16)))
+    bits = struct.pack("<HHIH", 258, 3, 1, 8)
+    assert data.count(bits) == 1
+    (tmp_path / "x").write_bytes(data.replace(bits, struct.pack("<HHIH", 258, 3, 1, 12)))
+    np.testing.assert_allclose(shown(tmp_path / "x"), values / 4095, atol=1e-6)
+
+
 def test_the_same_picture_has_the_same_values_in_either_byte_order(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(tiff(WIDE))
     (tmp_path / "b").write_bytes(tiff(WIDE, big=True))
