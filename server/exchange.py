@@ -104,7 +104,8 @@ class Exchange:
         seconds : float
             How long to wait for all of them, by a monotonic clock.
         """
-        waiting = self._push(nodes, instruction, content, seconds)
+        sent = self._push(nodes, instruction, content, seconds)
+        waiting = dict(sent)
         until = time.monotonic() + seconds
         held: dict[str, Message | ContractError] = {}
         pause = _FIRST_POLL_SECONDS
@@ -113,7 +114,7 @@ class Exchange:
             for message_id in list(waiting if late else islice(waiting, _AHEAD)):
                 if message_id not in waiting:
                     continue
-                came |= message_id not in held and self._pull(message_id, instruction, waiting, held)
+                came |= message_id not in held and self._pull(message_id, instruction, sent, waiting, held)
                 # In order: what came early waits for its turn, and at the end of time whose turn it is has had it.
                 while waiting and ((first := next(iter(waiting))) in held or (late and first == message_id)):
                     site = waiting.pop(first)
@@ -146,6 +147,7 @@ class Exchange:
         self,
         message_id: str,
         instruction: Instruction,
+        sent: Mapping[str, str],
         waiting: Mapping[str, str],
         held: dict[str, Message | ContractError],
     ) -> bool:
@@ -174,8 +176,8 @@ class Exchange:
                 held[answers] = message
             elif asked := self._late.pop(answers, None):
                 self._note_of("late", asked.site, asked.instruction)
-            elif answers in waiting:
-                self._note_of("duplicate", waiting[answers], instruction)
+            elif answers in sent:
+                self._note_of("duplicate", sent[answers], instruction)
             else:
                 self._note_of("unasked", "", instruction)
         return bool(replies)
@@ -184,7 +186,7 @@ class Exchange:
         """Take replies of earlier messages off Flower, note them and drop them; give up on the old ones."""
         for message_id, asked in list(self._late.items()):
             if message_id in self._late:
-                self._pull(message_id, asked.instruction, {}, {})
+                self._pull(message_id, asked.instruction, {}, {}, {})
             if asked.until < time.monotonic():
                 self._late.pop(message_id, None)
 

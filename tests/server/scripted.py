@@ -1,5 +1,6 @@
 """Sites that answer at once with known numbers: the real server and the real wire, no images and no network."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from server.rounds import initial_theta, run_study
 from simulations.engines.inprocess import Fault, InProcessGrid
 from tests.client.hospitals import enter_run, tiny_study
 
-__all__ = ["Scripted", "Spoil", "a_grid", "a_study", "run", "vector_of"]
+__all__ = ["Scripted", "Spoil", "a_grid", "a_study", "events", "history", "run", "vector_of"]
 
 #: Changes a site's answer: gets the site's number, the instruction and the content, returns another content, or a
 #: whole reply made from the message.
@@ -70,3 +71,13 @@ def run(study: Study, grid: InProcessGrid, run_id: int, said: list[str] | None =
     record = RunRecord(run_folder(run_id), study)
     run_study(grid, study, record, (said if said is not None else []).append)
     return record
+
+
+def history(record: RunRecord) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (record.folder / "history.jsonl").read_text().splitlines()]
+
+
+def events(record: RunRecord, *names: str) -> list[dict[str, Any]]:
+    """Return the events of some kinds."""
+    lines = [json.loads(line) for line in (record.folder / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] in names]

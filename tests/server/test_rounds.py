@@ -2,15 +2,14 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
-from numpy.typing import NDArray
+from flwr.app import Error, Message, RecordDict
 from safetensors.torch import load_file
 
 from common.contract import Instruction, Vector
@@ -23,19 +22,10 @@ from server.record import RunRecord, run_folder
 from server.rounds import initial_theta
 from simulations.engines.inprocess import Fault, InProcessGrid, run_in_process
 from tests.client.hospitals import tiny_study
-from tests.server.scripted import Scripted, Spoil, a_grid, a_study, run, vector_of
+from tests.server.scripted import Scripted, Spoil, a_grid, a_study, events, history, run, vector_of
 
 RUNS = itertools.count(10**6)
 PATIENT = "Kowalska^Zofia"
-
-
-def history(record: RunRecord) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (record.folder / "history.jsonl").read_text().splitlines()]
-
-
-def events(record: RunRecord, name: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (record.folder / "events.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == name]
 
 
 def result(record: RunRecord) -> dict[str, Any]:
@@ -211,83 +201,6 @@ def test_a_site_that_fails_is_named_and_the_round_goes_on(what: str | int, code:
     assert any(f"out: hospital-1 ({reason})" in line for line in said)
 
 
-def array(vector: NDArray[Any]) -> ArrayRecord:
-    return ArrayRecord({"meta_gradient": Array(vector)})
-
-
-def changed_vector(change: Callable[[Vector], NDArray[Any]]) -> Callable[[RecordDict], None]:
-    def spoil(content: RecordDict) -> None:
-        content["meta_gradient"] = array(change(content.array_records["meta_gradient"]["meta_gradient"].numpy()))
-
-    return spoil
-
-
-def with_number(value: float) -> Callable[[Vector], Vector]:
-    def change(vector: Vector) -> Vector:
-        out = vector.copy()
-        out[0] = value
-        return out
-
-    return change
-
-
-def extra_record(content: RecordDict) -> None:
-    content["notes"] = ConfigRecord({"patient": PATIENT})
-
-
-def scalar(name: str, value: float) -> Callable[[RecordDict], None]:
-    def spoil(content: RecordDict) -> None:
-        content.metric_records["scalars"][name] = value
-
-    return spoil
-
-
-def empty(content: RecordDict) -> None:
-    for name in list(content):
-        del content[name]
-
-
-MALFORMED: dict[str, Callable[[RecordDict], None]] = {
-    "an extra record": extra_record,
-    "nothing": empty,
-    "one number not finite": changed_vector(with_number(np.nan)),
-    "one number infinite": changed_vector(with_number(-np.inf)),
-    "a number too many": changed_vector(lambda v: np.append(v, np.float32(1))),
-    "another type": changed_vector(lambda v: v.astype(np.float64)),
-    "another shape": changed_vector(lambda v: v.reshape(1, -1)),
-    "one number only, to be broadcast": changed_vector(lambda v: v[:1]),
-    "an undeclared scalar": scalar("patients", 12.0),
-    "a loss that is not finite": scalar("loss", float("nan")),
-    "an accuracy beyond one": scalar("accuracy", 1.5),
-    "another token": lambda content: scalar("token", content.metric_records["scalars"]["token"] ^ 1)(content),  # type: ignore[operator]
-}
-
-
-@pytest.mark.parametrize("case", MALFORMED)
-def test_a_malformed_reply_is_one_rejection(case: str) -> None:
-    def spoil(site: int, instruction: Instruction, content: RecordDict, message: Message) -> RecordDict:
-        if (site, instruction.kind, instruction.round) == (2, "train", 1):
-            MALFORMED[case](content)
-        return content
-
-    record, study, _ = out_in_round_one(None, spoil)
-    one, two = history(record)
-    (refusal,) = one["out"]
-    assert (refusal["site"], refusal["code"]) == ("hospital-2", 102)
-    assert refusal["reason"]
-    assert PATIENT not in (record.folder / "history.jsonl").read_text()
-    assert two["out"] == []
-    # Exactly what the others alone give.
-    alone = a_study()
-    without = run(alone, a_grid(alone, fault=lambda s, m: "crash" if s == 2 and one_only(m) else None), next(RUNS))
-    assert (without.folder / "theta.safetensors").read_bytes() == (record.folder / "theta.safetensors").read_bytes()
-    assert_same(theta_of(record, study), by_hand(study, [[0, 1], [0, 1, 2]]))
-
-
-def one_only(message: Message) -> bool:
-    return message.metadata.message_type == "train" and message.content.config_records["instruction"]["round"] == 1
-
-
 def test_of_a_sites_error_only_the_code_and_the_incident_are_kept() -> None:
     def spoil(site: int, instruction: Instruction, content: RecordDict, message: Message) -> RecordDict | Message:
         reasons = {0: "incident 0123abcd", 1: f"incident 0123abcd of {PATIENT}"}
@@ -363,21 +276,6 @@ def test_a_late_reply_of_an_earlier_round_never_counts() -> None:
     assert [refusal["site"] for refusal in one["out"]] == ["hospital-1"]
     assert two["out"] == []
     assert_same(theta_of(record, study), by_hand(study, [[0, 2], [0, 1, 2]]))
-
-
-def test_a_replayed_reply_is_refused() -> None:
-    kept: dict[int, RecordDict] = {}
-
-    def spoil(site: int, instruction: Instruction, content: RecordDict, message: Message) -> RecordDict:
-        if site != 0 or instruction.kind != "train":
-            return content
-        return kept.setdefault(0, content)
-
-    record, study, _ = out_in_round_one(None, spoil)
-    one, two = history(record)
-    assert one["out"] == []
-    assert [(refusal["site"], refusal["why"]) for refusal in two["out"]] == [("hospital-0", "other-instruction")]
-    assert_same(theta_of(record, study), by_hand(study, [[0, 1, 2], [1, 2]]))
 
 
 class Unsent(InProcessGrid):
