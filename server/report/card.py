@@ -42,7 +42,8 @@ def _card(facts: Facts) -> Iterator[str]:
     yield f"{_code(' '.join(verdict(facts)))}\n"
     yield "## What it is\n"
     kind = "The initialisation (theta) of an image classifier, trained by federated meta-learning."
-    yield f"{kind} It is in `theta.safetensors`; `study.json` says how it was made.\n"
+    there = "It is in `theta.safetensors`" if facts.result else "There is none yet"
+    yield f"{kind} {there}; `study.json` says how it is made.\n"
     yield from _list(f"{name}: {value}" for name, value in in_words(facts).items())
     yield "\n## Intended use\n"
     yield from _list(_USE)

@@ -99,6 +99,16 @@ class History:
     scalars: Mapping[str, NDArray[np.float64]]
     attempts: int
 
+    @property
+    def asked(self) -> int:
+        """How many replies the rounds asked for, in the attempts that completed them."""
+        return self.lost + int((self.state == STATES.index("in")).sum())
+
+    @property
+    def lost(self) -> int:
+        """How many of those did not count."""
+        return sum(int((self.state == STATES.index(kind)).sum()) for kind in ("silent", "error", "refused"))
+
 
 @dataclass(frozen=True)
 class Facts:

@@ -102,8 +102,7 @@ def _numbers(facts: Facts) -> str:
                 boxes.append((words, f"{100 * gain.mean:+.1f} <small>± {100 * gain.half:.1f}</small>"))
     if len(history.rounds):
         boxes.append(("sent up by all sites", _text(size(float(np.nansum(history.scalars["bytes_up"]))))))
-        failed = sum(n for c in facts.failures.values() for why, n in c.items() if why not in {"late", "duplicate"})
-        boxes.append(("replies that did not count", f"{failed:,}"))
+        boxes.append(("replies that did not count", f"{history.lost:,} <small>of {history.asked:,}</small>"))
     cells = "".join(f"<div><dt>{_text(name)}</dt><dd>{value}</dd></div>" for name, value in boxes)
     return f'<dl class="numbers">{cells}</dl>\n'
 
@@ -297,15 +296,15 @@ def _reproduce(facts: Facts) -> Iterator[str]:
     digests = {"study (SHA-256)": facts.digest}
     if "theta" in facts.result:
         digests["theta (SHA-256)"] = str(facts.result["theta"])
-    yield _words({**digests, **{name: str(version) for name, version in facts.versions.items()}})
+    yield _words({**digests, **{name: str(version) for name, version in facts.versions.items()}}, "words digests")
     yield "</section>\n"
     yield '<footer><p class="note">Written by wardround from the folder of the run. '
     yield f"Sites: {_text(listed([*facts.training, *facts.held_out], 30))}.</p></footer>\n"
 
 
-def _words(pairs: Mapping[str, str]) -> str:
+def _words(pairs: Mapping[str, str], kind: str = "words") -> str:
     items = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in pairs.items())
-    return f'<dl class="words">{items}</dl>\n'
+    return f'<dl class="{kind}">{items}</dl>\n'
 
 
 def _table(head: Sequence[tuple[str, bool]], body: Iterable[str]) -> str:

@@ -12,7 +12,8 @@ HEAD = """<!doctype html>
 <style>
 :root { --ink: #1a1a1a; --faint: #5f6368; --line: #e4e6e8; --mark: #0072b2; color-scheme: light;
   --serif: Charter, "Bitstream Charter", "Sitka Text", Cambria, Georgia, "Liberation Serif", serif;
-  --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif; }
+  --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif;
+  --mono: ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #fff; color: var(--ink); font: 17px/1.6 var(--serif);
   -webkit-print-color-adjust: exact; print-color-adjust: exact; overflow-wrap: break-word; }
@@ -59,14 +60,15 @@ dl.words { display: grid; grid-template-columns: minmax(8rem, 13rem) 1fr; gap: .
   font: .9rem/1.5 var(--sans); }
 dl.words dt { color: var(--faint); }
 dl.words dd { margin: 0; overflow-wrap: anywhere; }
-code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; font-size: .82em; }
+dl.digests dd { font: .78rem/1.7 var(--mono); }
+code, pre { font-family: var(--mono); font-size: .82em; }
 pre { line-height: 1.55; margin: .8rem 0 1.2rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre.commands { background: #f5f6f7; padding: .9rem 1.1rem; }
-pre.study { columns: 20rem; column-gap: 2rem; font-size: .74em; line-height: 1.5; }
+pre.study { columns: 16rem; column-gap: 1.6rem; font-size: .72em; line-height: 1.5; }
 pre.study b { font-weight: 700; }
 ul { margin: 0 0 1rem; padding-left: 1.15rem; max-width: 42rem; }
 li { margin-bottom: .4rem; }
-footer { margin-top: 4.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+footer { margin-top: 2.5rem; }
 @media (max-width: 40rem) { body { font-size: 16px; } main { padding-top: 2rem; } .two { grid-template-columns: 1fr; }
   dl.words { grid-template-columns: 1fr; gap: 0; } dl.words dd { margin-bottom: .6rem; } }
 @page { size: A4; margin: 17mm 17mm 19mm; }
@@ -74,7 +76,10 @@ footer { margin-top: 4.5rem; border-top: 1px solid var(--line); padding-top: 1re
   h2 { font-size: 13.5pt; margin-top: 2.2rem; } h2, h3 { break-after: avoid; } .verdict { font-size: 12pt; }
   .numbers { grid-template-columns: repeat(4, 1fr); gap: 1rem; } .numbers dd { font-size: 15pt; }
   tr, li, pre.commands, .numbers { break-inside: avoid; } thead { display: table-header-group; }
-  p { orphans: 3; widows: 3; } .scroll { overflow: visible; } table { font-size: 8pt; }
+  p { orphans: 3; widows: 3; } pre.study { columns: 3; font-size: 6.6pt; }
+  dl.words { font-size: 8.8pt; }
+  dl.digests dd { font-size: 7.6pt; }
+  .note, figcaption, .legend { font-size: 8pt; } .scroll { overflow: visible; } table { font-size: 8pt; }
   th, td { padding: .3rem .6rem .3rem 0; } }
 </style>
 </head>

@@ -1,9 +1,10 @@
 """What the report and the model card say in sentences. Plain text: names in it come from outside."""
 
 import time
+from textwrap import shorten
 from collections.abc import Iterator, Sequence
 
-from server.report.facts import STATES, Estimate, Evaluation, Facts
+from server.report.facts import Estimate, Evaluation, Facts
 from server.units import size
 
 __all__ = [
@@ -88,14 +89,9 @@ def verdict(facts: Facts) -> Iterator[str]:
         if final.side == "validation":
             yield "There is no evaluation on test patients; what follows is on validation patients, on the way."
         yield from _worth(facts, final)
-    asked, counted = _replies(facts)
+    lost, asked = facts.history.lost, facts.history.asked
     if asked:
-        lost = asked - counted
-        yield (
-            f"Of {asked:,} replies that were asked for, {lost:,} did not count ({100 * lost / asked:.1f} %)."
-            if lost
-            else f"All {asked:,} replies that were asked for counted."
-        )
+        yield f"Of {asked:,} replies that its rounds asked for, {_no(lost)} did not count ({100 * lost / asked:.1f} %)."
     yield (
         "Brackets hold 95 % intervals. " * bool(final and final.figures)
         + "The run gives no formal guarantee of privacy."
@@ -106,7 +102,8 @@ def _how_it_ended(facts: Facts) -> str:
     planned, done = facts.study.study.rounds, _done(facts)
     after = f"after {done:,} of {planned:,} rounds"
     if facts.state == "failed":
-        return f"The run failed {after} and has no result: {facts.failure.strip().rstrip('.') or 'no reason recorded'}."
+        reason = shorten(facts.failure, 600, placeholder=" …").rstrip(".")
+        return f"The run failed {after} and has no result: {reason or 'no reason was recorded'}."
     if facts.state == "stopped":
         return f"The run was stopped {after} and has no result; `wardround-study resume {facts.name}` continues it."
     if facts.state != "finished":
@@ -119,7 +116,11 @@ def _how_it_ended(facts: Facts) -> str:
             f"The run ended early, {after}, as {facts.study.outer.patience} evaluations in a row found no better theta"
         )
     else:
-        ended = "The run finished its one round" if done == 1 else f"The run finished all {done:,} rounds"
+        ended = (
+            f"The run finished all {done:,} rounds"
+            if done > 1
+            else f"The run finished: {('no rounds', 'one round')[done]}"
+        )
     if facts.result.get("theta_from") == "best":
         return f"{ended}; the theta that it publishes is the best one, of round {facts.result.get('best_round')}."
     if facts.result.get("theta_from") == "average":
@@ -185,11 +186,8 @@ def _tells(gain: Estimate) -> str:
     return "which cannot be told from no gain"
 
 
-def _replies(facts: Facts) -> tuple[int, int]:
-    """Return how many replies were asked for, in all attempts, and how many counted."""
-    counted = int((facts.history.state == STATES.index("in")).sum())
-    lost = sum(n for counts in facts.failures.values() for why, n in counts.items() if why not in {"late", "duplicate"})
-    return counted + lost, counted
+def _no(number: int) -> str:
+    return f"{number:,}" if number else "none"
 
 
 def _done(facts: Facts) -> int:
@@ -255,9 +253,10 @@ def in_words(facts: Facts) -> dict[str, str]:
         "Task": task,
         "Classes": listed(episodes.class_names, 60),
         "New classes, for testing alone": listed(episodes.held_out_names, 60),
-        "Network": f"{study.model.name}, images of {study.model.image_size} pixels, {study.model.channels} channels",
-        "Learner": f"{study.algorithm.name}, {study.algorithm.inner_steps} inner steps, "
-        f"{study.algorithm.test_steps} when it is used",
+        "Network": f"{study.model.name}, images of {study.model.image_size} pixels, "
+        f"{'in colour' if study.model.channels > 1 else 'grey values'}",
+        "Learner": f"{study.algorithm.name}, inner steps: {study.algorithm.inner_steps}, "
+        f"when it is used: {study.algorithm.test_steps}",
         "Outer optimiser": f"{outer.optimiser}, rate {outer.rate:g}, {outer.schedule}",
         "Aggregation": rule,
         "A round counts with": f"{_counted(study.sites.quorum).lower()} or more, within "

@@ -60,8 +60,6 @@ def write_run(
     study = Study().override(plan | {name.replace("__", ".").replace("_", "-"): value for name, value in keys.items()})
     withheld = study.privacy.figures == "withheld"
     done = rounds if done is None else done
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.json").write_bytes(canonical_json({"digest": study.digest, "study": study.run_config()}))
     training = [site for site in sites if site not in held_out]
     level = dict(zip(sites, draw.uniform(-0.08, 0.08, len(sites)), strict=True))
     events: list[dict[str, Any]] = [{"at": BEGAN, "event": "started"}]
@@ -69,9 +67,8 @@ def write_run(
     history: list[dict[str, Any]] = []
     failures, until, last = dict.fromkeys(training, 0), dict.fromkeys(training, 0), dict.fromkeys(training, 0)
     reasons = dict.fromkeys(sites, "")
-    at = BEGAN + 2
+    at, every = BEGAN + 2, study.episodes.test_every
     evaluations: list[dict[str, Any]] = []
-    every = study.episodes.test_every
     for number in range(1, done + 1):
         resting = [site for site in training if until[site] > number]
         idle = [site for site in training if site not in resting and draw.random() < idle_share]
@@ -82,8 +79,7 @@ def write_run(
             if why := faults(number, site) if faults else None:
                 code, reason = REASONS[why]
                 out.append({"site": site, "code": code, "why": why, "reason": reason})
-                failures[site] += 1
-                reasons[site] = reason
+                failures[site], reasons[site] = failures[site] + 1, reason
                 events.append({"at": at, "event": "rejected", "round": number, "attempt": 1, **out[-1]})
                 if failures[site] >= study.sites.rest_after:
                     until[site] = number + 1 + min(16, 2 ** (failures[site] - study.sites.rest_after))
@@ -96,9 +92,9 @@ def write_run(
             inside[site] = {"loss": float(2.2 * (1 - skill) + abs(draw.normal(0, 0.1))), "accuracy": round(accuracy, 2)}
         if withheld:
             inside = {site: {"loss": -1.0, "accuracy": -1.0} for site in inside}
-        compute, transport = 2 + draw.random(), 0.3 + 0.2 * draw.random()
-        waiting = 1.5 * draw.random() + 20 * any(o["why"] == "no-reply" for o in out)
-        at += compute + transport + waiting
+        seconds = {"compute_seconds": 2 + draw.random(), "transport_seconds": 0.3 + 0.2 * draw.random()}
+        seconds["waiting_seconds"] = 1.5 * draw.random() + 20 * any(o["why"] == "no-reply" for o in out)
+        at += sum(seconds.values())
         history.append(
             {
                 "round": number,
@@ -111,10 +107,8 @@ def write_run(
                 "gradient_norm": float(3 * np.exp(-number / rounds) + 0.2 * draw.random()),
                 "bytes_up": 454_656 * len(inside),
                 "bytes_down": 455_210 * (len(inside) + len(out)),
-                "seconds": compute + transport + waiting + 0.05,
-                "compute_seconds": compute,
-                "transport_seconds": transport,
-                "waiting_seconds": waiting,
+                "seconds": sum(seconds.values()) + 0.05,
+                **seconds,
                 "seconds_left": 4.0 * (rounds - number),
             }
         )
@@ -123,10 +117,10 @@ def write_run(
             events.append({"at": at, "event": "best", "round": number})
     if state == "finished" and not withheld:
         evaluations.append(_evaluation(draw, done, "test", sites, level, 1.0, gain))
+    folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / "history.jsonl", history)
     write_lines(folder / "evaluations.jsonl", [{**line, "at": BEGAN} for line in evaluations])
     _end(folder, study, state, done, evaluations, events, at, failure)
-
     whereabouts = {site: (failures[site], until[site], last[site], reasons[site]) for site in training}
     (folder / "status.json").write_text(json.dumps(_status(state, done, rounds, at, sites, whereabouts, pid)))
     return folder
@@ -178,6 +172,7 @@ def _end(
     at: float,
     failure: str,
 ) -> None:
+    (folder / "study.json").write_bytes(canonical_json({"digest": study.digest, "study": study.run_config()}))
     if state == "finished":
         events.append({"at": at, "event": "finished", "round": done})
         result = {
