@@ -1,8 +1,8 @@
 """What the report and the model card say in sentences. Plain text: names in it come from outside."""
 
 import time
-from textwrap import shorten
 from collections.abc import Iterator, Sequence
+from textwrap import shorten
 
 from server.report.facts import Estimate, Evaluation, Facts
 from server.units import size
@@ -91,7 +91,8 @@ def verdict(facts: Facts) -> Iterator[str]:
         yield from _worth(facts, final)
     lost, asked = facts.history.lost, facts.history.asked
     if asked:
-        yield f"Of {asked:,} replies that its rounds asked for, {_no(lost)} did not count ({100 * lost / asked:.1f} %)."
+        share = f"{lost:,} did not count ({100 * lost / asked:.1f} %)" if lost else "all counted"
+        yield f"Of {asked:,} replies that its rounds asked for, {share}."
     yield (
         "Brackets hold 95 % intervals. " * bool(final and final.figures)
         + "The run gives no formal guarantee of privacy."
@@ -130,7 +131,8 @@ def _how_it_ended(facts: Facts) -> str:
 
 def _who_trained(facts: Facts) -> str:
     trained, apart = facts.training, facts.held_out
-    first = f"{_counted(len(trained))} trained" + (f" ({listed(trained)})" if 0 < len(trained) <= 6 else "")
+    did = "trained" if _done(facts) else "joined to train"
+    first = f"{_counted(len(trained))} {did}" + (f" ({listed(trained)})" if 0 < len(trained) <= 6 else "")
     if apart:
         return f"{first}; {listed(apart)} never did" + (
             ", to show what theta is worth elsewhere." if facts.final else "."
@@ -184,10 +186,6 @@ def _tells(gain: Estimate) -> str:
     if gain.high < 0:
         return "so theta does harm"
     return "which cannot be told from no gain"
-
-
-def _no(number: int) -> str:
-    return f"{number:,}" if number else "none"
 
 
 def _done(facts: Facts) -> int:

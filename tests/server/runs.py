@@ -58,8 +58,7 @@ def write_run(
     draw = np.random.default_rng(seed)
     plan: dict[str, bool | int | float | str] = {"study.rounds": rounds, "sites.held-out": ",".join(held_out)}
     study = Study().override(plan | {name.replace("__", ".").replace("_", "-"): value for name, value in keys.items()})
-    withheld = study.privacy.figures == "withheld"
-    done = rounds if done is None else done
+    withheld, done = study.privacy.figures == "withheld", rounds if done is None else done
     training = [site for site in sites if site not in held_out]
     level = dict(zip(sites, draw.uniform(-0.08, 0.08, len(sites)), strict=True))
     events: list[dict[str, Any]] = [{"at": BEGAN, "event": "started"}]
@@ -67,8 +66,8 @@ def write_run(
     history: list[dict[str, Any]] = []
     failures, until, last = dict.fromkeys(training, 0), dict.fromkeys(training, 0), dict.fromkeys(training, 0)
     reasons = dict.fromkeys(sites, "")
-    at, every = BEGAN + 2, study.episodes.test_every
     evaluations: list[dict[str, Any]] = []
+    at = BEGAN + 2
     for number in range(1, done + 1):
         resting = [site for site in training if until[site] > number]
         idle = [site for site in training if site not in resting and draw.random() < idle_share]
@@ -77,9 +76,9 @@ def write_run(
             if site in resting or site in idle:
                 continue
             if why := faults(number, site) if faults else None:
-                code, reason = REASONS[why]
-                out.append({"site": site, "code": code, "why": why, "reason": reason})
-                failures[site], reasons[site] = failures[site] + 1, reason
+                code, reasons[site] = REASONS[why]
+                out.append({"site": site, "code": code, "why": why, "reason": reasons[site]})
+                failures[site] += 1
                 events.append({"at": at, "event": "rejected", "round": number, "attempt": 1, **out[-1]})
                 if failures[site] >= study.sites.rest_after:
                     until[site] = number + 1 + min(16, 2 ** (failures[site] - study.sites.rest_after))
@@ -89,9 +88,9 @@ def write_run(
             failures[site], last[site], reasons[site] = 0, number, ""
             skill = 0.35 + 0.4 * (1 - np.exp(-4 * number / rounds)) + level[site]
             accuracy = float(np.clip(skill + draw.normal(0, 0.06), 0, 1))
-            inside[site] = {"loss": float(2.2 * (1 - skill) + abs(draw.normal(0, 0.1))), "accuracy": round(accuracy, 2)}
-        if withheld:
-            inside = {site: {"loss": -1.0, "accuracy": -1.0} for site in inside}
+            loss = float(2.2 * (1 - skill) + abs(draw.normal(0, 0.1)))
+            sent = (-1.0, -1.0) if withheld else (loss, round(accuracy, 2))
+            inside[site] = dict(zip(("loss", "accuracy"), sent, strict=True))
         seconds = {"compute_seconds": 2 + draw.random(), "transport_seconds": 0.3 + 0.2 * draw.random()}
         seconds["waiting_seconds"] = 1.5 * draw.random() + 20 * any(o["why"] == "no-reply" for o in out)
         at += sum(seconds.values())
@@ -112,7 +111,7 @@ def write_run(
                 "seconds_left": 4.0 * (rounds - number),
             }
         )
-        if every and number % every == 0 and number < rounds and not withheld:
+        if (every := study.episodes.test_every) and number % every == 0 and number < rounds and not withheld:
             evaluations.append(_evaluation(draw, number, "validation", training, level, number / rounds, gain))
             events.append({"at": at, "event": "best", "round": number})
     if state == "finished" and not withheld:
@@ -121,8 +120,8 @@ def write_run(
     write_lines(folder / "history.jsonl", history)
     write_lines(folder / "evaluations.jsonl", [{**line, "at": BEGAN} for line in evaluations])
     _end(folder, study, state, done, evaluations, events, at, failure)
-    whereabouts = {site: (failures[site], until[site], last[site], reasons[site]) for site in training}
-    (folder / "status.json").write_text(json.dumps(_status(state, done, rounds, at, sites, whereabouts, pid)))
+    where = {site: (failures[site], until[site], last[site], reasons[site]) for site in training}
+    (folder / "status.json").write_text(json.dumps(_status(state, done, rounds, at, sites, where, pid)))
     return folder
 
 
