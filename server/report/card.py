@@ -39,7 +39,7 @@ def card(facts: Facts) -> str:
 def _card(facts: Facts) -> Iterator[str]:
     study = facts.study
     yield f"# {_md(study.study.title or study.study.id)}\n"
-    yield f"{_code(' '.join(verdict(facts)))}\n"
+    yield f"{_md(' '.join(verdict(facts)))}\n"
     yield "## What it is\n"
     kind = "The initialisation (theta) of an image classifier, trained by federated meta-learning."
     there = "It is in `theta.safetensors`" if facts.result else "There is none yet"
@@ -124,8 +124,3 @@ def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:
 def _md(value: object) -> str:
     """Return text that Markdown shows as it is: names and reasons come from outside."""
     return re.sub(r"([\\`*_\[\]<>#|~&])", r"\\\1", printable(value))
-
-
-def _code(words: str) -> str:
-    """Return a sentence; what stands between backticks is code."""
-    return "".join(f"`{part}`" if k % 2 else _md(part) for k, part in enumerate(printable(words).split("`")))

@@ -252,6 +252,8 @@ def smoothing(rounds: int) -> int:
 def _smooth(values: Values) -> Values:
     """Return centred moving means ``[R, S]``, over the rounds in which there is a value."""
     half = smoothing(len(values)) // 2
+    if not half:
+        return values
     known = np.isfinite(values)
     sums = np.vstack([np.zeros((1, values.shape[1])), np.cumsum(np.where(known, values, 0.0), 0, np.float64)])
     counts = np.vstack([np.zeros((1, values.shape[1]), np.int64), np.cumsum(known, 0)])
@@ -259,7 +261,7 @@ def _smooth(values: Values) -> Values:
     low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
     number = counts[high] - counts[low]
     means = (sums[high] - sums[low]) / np.maximum(number, 1)
-    return np.where(known if half == 0 else number > 0, means, np.nan)
+    return np.where(number > 0, means, np.nan)
 
 
 def _binned(rounds: NDArray[np.int64], values: Values, most: int) -> tuple[Values, Values]:

@@ -55,7 +55,7 @@ def _page(facts: Facts) -> Iterator[str]:
     yield f"<h1>{_text(facts.study.study.title or facts.study.study.id)}</h1>\n"
     yield f'<p class="about">{_about(facts)}</p>\n'
     ended = "" if facts.state == "finished" else " ended"
-    yield f'<p class="verdict{ended}">{_code(" ".join(verdict(facts)))}</p>\n'
+    yield f'<p class="verdict{ended}">{_text(" ".join(verdict(facts)))}</p>\n'
     yield _numbers(facts)
     yield "</header>\n"
     if facts.final is not None:
@@ -252,7 +252,7 @@ def _cost(facts: Facts) -> Iterator[str]:
         seconds = totals[f"{name}_seconds"]
         share = f"{100 * seconds / totals['seconds']:.0f} %" if totals["seconds"] else ""
         lines.append((f"of it {name}", duration(seconds), share))
-    lines.append(("attempts", f"{history.attempts:,}", f"for {rounds:,} rounds"))
+    lines.append(("attempts", f"{history.attempts:,}", f"rounds: {rounds:,}"))
     yield _words({name: f"{value}; {more}" if more else value for name, value, more in lines})
     yield "</section>\n"
 
@@ -271,20 +271,21 @@ def _study(facts: Facts) -> Iterator[str]:
     yield "<section>\n<h2>The study</h2>\n"
     yield _words(in_words(facts))
     yield "<h3>The study file, every value</h3>\n"
-    usual = Study().run_config()
-    yield f'<pre class="study">{"".join(_toml(facts.study, usual))}</pre>\n'
+    yield f'<pre class="study">{"".join(_toml(facts.study))}</pre>\n'
     yield '<p class="note">Bold: not the default. Copied into a file, this is study.toml.</p>\n</section>\n'
 
 
-def _toml(study: Study, usual: Mapping[str, object]) -> Iterator[str]:
-    group = ""
-    for line in study.toml().splitlines():
-        name = line.partition(" = ")[0]
-        if line.startswith("["):
-            group = line.strip("[]")
-        changed = name != line and study.run_config()[f"{group}.{name}"] != usual.get(f"{group}.{name}")
-        shown = _text(line)
-        yield (f"<b>{shown}</b>" if changed else shown) + "\n"
+def _toml(study: Study) -> Iterator[str]:
+    """Return the study file group by group; what is not the default is bold."""
+    values, usual = study.run_config(), Study().run_config()
+    for part in study.toml().split("\n\n"):
+        head, *rest = part.strip().splitlines()
+        group = head.strip("[]")
+        yield f"<span>{_text(head)}\n"
+        for line in rest:
+            key = f"{group}.{line.partition(' = ')[0]}"
+            yield f"<b>{_text(line)}</b>\n" if values[key] != usual[key] else f"{_text(line)}\n"
+        yield "\n</span>"
 
 
 def _reproduce(facts: Facts) -> Iterator[str]:
@@ -298,8 +299,6 @@ def _reproduce(facts: Facts) -> Iterator[str]:
         digests["theta (SHA-256)"] = str(facts.result["theta"])
     yield _words({**digests, **{name: str(version) for name, version in facts.versions.items()}}, "words digests")
     yield "</section>\n"
-    yield '<footer><p class="note">Written by wardround from the folder of the run. '
-    yield f"Sites: {_text(listed([*facts.training, *facts.held_out], 30))}.</p></footer>\n"
 
 
 def _words(pairs: Mapping[str, str], kind: str = "words") -> str:
@@ -331,8 +330,3 @@ def _text(value: object) -> str:
 
 def _text_lines(parts: Iterable[str]) -> str:
     return "\n".join(_text(line) for line in parts)
-
-
-def _code(words: str) -> str:
-    """Return a sentence; what stands between backticks is code."""
-    return "".join(f"<code>{part}</code>" if k % 2 else part for k, part in enumerate(_text(words).split("`")))

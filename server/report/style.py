@@ -65,17 +65,17 @@ code, pre { font-family: var(--mono); font-size: .82em; }
 pre { line-height: 1.55; margin: .8rem 0 1.2rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre.commands { background: #f5f6f7; padding: .9rem 1.1rem; }
 pre.study { columns: 16rem; column-gap: 1.6rem; font-size: .72em; line-height: 1.5; }
+pre.study span { display: block; break-inside: avoid; }
 pre.study b { font-weight: 700; }
 ul { margin: 0 0 1rem; padding-left: 1.15rem; max-width: 42rem; }
 li { margin-bottom: .4rem; }
-footer { margin-top: 2.5rem; }
 @media (max-width: 40rem) { body { font-size: 16px; } main { padding-top: 2rem; } .two { grid-template-columns: 1fr; }
   dl.words { grid-template-columns: 1fr; gap: 0; } dl.words dd { margin-bottom: .6rem; } }
 @page { size: A4; margin: 17mm 17mm 19mm; }
 @media print { body { font-size: 10.2pt; } main { max-width: none; padding: 0; } h1 { font-size: 22pt; }
   h2 { font-size: 13.5pt; margin-top: 2.2rem; } h2, h3 { break-after: avoid; } .verdict { font-size: 12pt; }
   .numbers { grid-template-columns: repeat(4, 1fr); gap: 1rem; } .numbers dd { font-size: 15pt; }
-  tr, li, pre.commands, .numbers { break-inside: avoid; } thead { display: table-header-group; }
+  tr, li, pre.commands, .numbers, dl.words { break-inside: avoid; } thead { display: table-header-group; }
   p { orphans: 3; widows: 3; } pre.study { columns: 3; font-size: 6.6pt; }
   dl.words { font-size: 8.8pt; }
   dl.digests dd { font-size: 7.6pt; }

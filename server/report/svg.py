@@ -144,7 +144,7 @@ def _path(line: Line, x: Scale, y: Scale, factor: float) -> str:
     more += f' stroke-dasharray="{line.dash}"' if line.dash else ""
     drawn = f'<path d="{"".join(points)}" fill="none" stroke="{line.colour}" stroke-width="{line.width:g}"{more}/>'
     if not line.dots:  # a point without neighbours would be no line
-        ends = [*points[1:], "M"]
+        ends = [*points[1:], "M"][: len(points)]
         dots = [point[1:] for point, after in zip(points, ends, strict=True) if point[0] == after[0] == "M"]
     if dots:
         wide = f'd="{"".join(f"M{place}h.01" for place in dots)}" stroke-width="{line.width + 3:g}"{more}'

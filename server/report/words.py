@@ -106,11 +106,11 @@ def _how_it_ended(facts: Facts) -> str:
         reason = shorten(facts.failure, 600, placeholder=" …").rstrip(".")
         return f"The run failed {after} and has no result: {reason or 'no reason was recorded'}."
     if facts.state == "stopped":
-        return f"The run was stopped {after} and has no result; `wardround-study resume {facts.name}` continues it."
+        return f"The run was stopped {after} and has no result; 'wardround-study resume {facts.name}' continues it."
     if facts.state != "finished":
         return (
             f"The run had not ended when this was written: it stood {after}. Where it was interrupted, "
-            f"`wardround-study resume {facts.name}` continues it."
+            f"'wardround-study resume {facts.name}' continues it."
         )
     if any(event.get("event") == "stopped-early" for event in facts.events):
         ended = (

@@ -15,8 +15,7 @@ __all__ = ["MLflow"]
 class MLflow:
     def __init__(self, value: str, folder: Path, study: Study) -> None:
         # Before MLflow is imported: it sends nothing home, and gives up early.
-        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-        os.environ.update(quiet)
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         early = {"TIMEOUT": "5", "MAX_RETRIES": "1", "BACKOFF_FACTOR": "1"}
         for name, number in early.items():
             os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", number)
