@@ -22,11 +22,14 @@ from server.export import Format, export_run, find_run
 from server.files import write_atomic
 from server.record import run_folder
 from server.resume import resume_on_flower, study_of_run
+from server.watching import report, status
 
 __all__ = ["app", "read_study"]
 
 app = typer.Typer(
-    help="Write, check and sign federated studies.", no_args_is_help=True, pretty_exceptions_show_locals=False
+    help="Write, check and sign federated studies; watch their runs.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
 )
 
 File = Annotated[Path, typer.Argument(help="A study file (TOML).", metavar="FILE")]
@@ -45,6 +48,10 @@ def read_study(file: Path) -> Study:
         return Study.from_toml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{file} cannot be read: {error}") from None
+
+
+app.command(epilog="Example: wardround-study status latest --watch")(status)
+app.command(epilog="Example: wardround-study report latest")(report)
 
 
 @app.callback()

@@ -66,7 +66,7 @@ def test_sign_and_verify(tmp_path: Path) -> None:
     assert "does not verify" in output
 
 
-@pytest.mark.parametrize("command", ["check", "keygen", "sign", "verify", "export"])
+@pytest.mark.parametrize("command", ["check", "keygen", "sign", "verify", "export", "resume", "status", "report"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     code, output = run(command, "--help")
     assert code == 0
