@@ -176,7 +176,13 @@ def from_json(value: Mapping[str, Any]) -> Calibration:
 
 
 def calibrate(
-    logits: Array, labels: Labels, patients: NDArray[np.integer[Any]], coverage: float, generator: np.random.Generator
+    logits: Array,
+    labels: Labels,
+    patients: NDArray[np.integer[Any]],
+    coverage: float,
+    generator: np.random.Generator,
+    *,
+    refits: int = _REFITS,
 ) -> Calibration:
     """Fit temperature and isotonic maps, keep the one whose log loss is smaller on patients left out of its fit.
 
@@ -190,6 +196,8 @@ def calibrate(
         How often a conformal set shall hold the truth, 0 to 1.
     generator : numpy.random.Generator
         Deals patients into folds and draws them for the refits.
+    refits : int
+        What an interval is read off; 0 where none is asked for.
     """
     people, index = np.unique(patients, return_inverse=True)
     if len(people) < 2:
@@ -205,13 +213,13 @@ def calibrate(
         losses[kind.__name__.lower()] = float(log_loss(held_out, labels, weights))
     best = Temperature if losses["temperature"] <= losses["isotonic"] else Isotonic
     calibrator = best.fit(logits, labels, weights)
-    refits = []
-    for _ in range(_REFITS):
+    drawn_fits = []
+    for _ in range(refits):
         drawn = weights * generator.multinomial(len(people), np.full(len(people), 1 / len(people)))[index]
         kept = drawn > 0
-        refits.append(best.fit(logits[kept], labels[kept], drawn[kept]))
+        drawn_fits.append(best.fit(logits[kept], labels[kept], drawn[kept]))
     threshold = conformal_threshold(calibrator(logits), labels, patients, coverage)
-    return Calibration(calibrator, tuple(refits), losses, threshold, coverage, len(people))
+    return Calibration(calibrator, tuple(drawn_fits), losses, threshold, coverage, len(people))
 
 
 def conformal_threshold(

@@ -13,7 +13,7 @@ from common import study
 from common.errors import DataError
 from common.meta.episodes import Batch, Episodes
 
-__all__ = ["ByPatient", "Pool", "draw", "make_pool"]
+__all__ = ["ByPatient", "Pool", "draw", "make_pool", "network_input"]
 
 #: Pixels 0..255 become (x / 255 - 0.5) / 0.25: about zero mean and unit deviation for most images.
 _CENTRE, _SPREAD = 127.5, 63.75
@@ -209,6 +209,9 @@ def _take(images: ByPatient, places: list[int], count: int, generator: np.random
 
 
 def _batch(site: Site, slots: NDArray[np.int64], labels: NDArray[np.int64], mask: NDArray[np.bool_]) -> Batch:
-    x = torch.from_numpy(site.pixels(slots)).to(torch.float32)
-    x.sub_(_CENTRE).div_(_SPREAD)
-    return Batch(x, torch.from_numpy(labels), torch.from_numpy(mask))
+    return Batch(network_input(site.pixels(slots)), torch.from_numpy(labels), torch.from_numpy(mask))
+
+
+def network_input(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    """Return prepared pixels ``[*, C, *]`` as a network takes them: float32, about zero mean and unit deviation."""
+    return torch.from_numpy(pixels).to(torch.float32).sub_(_CENTRE).div_(_SPREAD)
