@@ -13,7 +13,7 @@ from client.metrics import log_loss
 
 __all__ = ["Choice", "balancing", "choose", "deal", "draw_shots", "fewest"]
 
-_FOLDS = 5
+_FOLDS = 4
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,17 @@ def deal(images: Labelled, rows: Rows, folds: int, generator: np.random.Generato
     return np.array([fold_of[int(who)] for who in images.patients[rows]], np.int64)
 
 
-def draw_shots(images: Labelled, shots: int, generator: np.random.Generator) -> Rows:
-    """Return the rows of up to ``shots`` patients of every class, drawn at random; the rarest class draws first."""
+def draw_shots(
+    images: Labelled, shots: int, generator: np.random.Generator, among: NDArray[np.bool_] | None = None
+) -> Rows:
+    """Return the rows of up to ``shots`` patients of every class, drawn at random; the rarest class draws first.
+
+    ``among`` ``[N]`` says which rows there are to draw from; it keeps patients whole.
+    """
+    allowed = set(images.patients.tolist() if among is None else images.patients[among].tolist())
     taken: set[int] = set()
     for place in sorted(range(len(images.classes)), key=lambda c: len(images.patients_of(c))):
-        own = images.patients_of(place).tolist()
+        own = [who for who in images.patients_of(place).tolist() if who in allowed]
         free = generator.permutation([who for who in own if who not in taken]).tolist()
         taken.update(free[: max(0, shots - sum(who in taken for who in own))])
     return np.flatnonzero(np.isin(images.patients, sorted(taken)))

@@ -25,7 +25,7 @@ from common.models import build
 from common.models.fixed_norm import fix_statistics, with_fixed_statistics
 from common.models.network import Network, Theta
 
-__all__ = ["Classifier", "Start", "from_scratch", "start", "steps_of_adam", "steps_of_learner"]
+__all__ = ["Classifier", "Start", "as_it_is", "from_scratch", "start", "steps_of_adam", "steps_of_learner"]
 
 #: Images that go through a network at once.
 _BATCH = 256
@@ -115,6 +115,16 @@ def from_scratch(trained: Trained, classes: int, seed: int) -> Start:
     return Start(network, network.theta(), knows=False)
 
 
+def as_it_is(begin: Start, x: Tensor) -> Classifier:
+    """Return theta as it is, its statistics fixed to those of some images; a theta without head has one of zeros."""
+    network = begin.network
+    theta = {
+        name: begin.theta[name].to(x) if name in begin.theta else torch.zeros_like(p).to(x)
+        for name, p in network.named_parameters()
+    }
+    return _classifier(network, theta, x)
+
+
 def steps_of_learner(
     learner: Learner, begin: Start, support: Batch, rate: float, checkpoints: Sequence[int]
 ) -> Iterator[tuple[int, Classifier]]:
@@ -132,13 +142,13 @@ def steps_of_learner(
                 fast = learner.step(network, state, support, rate, EAGER, second=False)
                 state = State({n: t.detach() for n, t in fast.items()}, state.fixed)
             done = steps
-            yield steps, _classifier(network, _plain(state), support)
+            yield steps, _classifier(network, _plain(state), support.x)
     elif isinstance(learner, LocalSgd):
         fine = replace(learner, test_rate=rate)
         for steps in checkpoints:
             theta = fine.adapt(network, theta, support, own, steps - done, EAGER).fast
             done = steps
-            yield steps, _classifier(network, theta, support)
+            yield steps, _classifier(network, theta, support.x)
     else:
         raise ModelError(f"a study of {learner.name} shares no theta: there is nothing to adapt")
 
@@ -157,7 +167,7 @@ def steps_of_adam(
                 t.grad = grad
             optimiser.step()
         done = steps
-        yield steps, _classifier(network, {name: t.detach().clone() for name, t in phi.items()}, support)
+        yield steps, _classifier(network, {name: t.detach().clone() for name, t in phi.items()}, support.x)
 
 
 def _plain(state: State) -> Theta:
@@ -169,6 +179,6 @@ def _plain(state: State) -> Theta:
     return {**state.fixed, "head.weight": 2 * centres, "head.bias": bias}
 
 
-def _classifier(network: Network, weights: Theta, support: Batch) -> Classifier:
+def _classifier(network: Network, weights: Theta, x: Tensor) -> Classifier:
     own = {name: weights[name].detach() for name, _ in network.named_parameters()}
-    return Classifier(with_fixed_statistics(network), fix_statistics(network, own, support.x))
+    return Classifier(with_fixed_statistics(network), fix_statistics(network, own, x))

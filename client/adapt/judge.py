@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,13 +86,13 @@ class Judged:
 
     def figures(self, method: str, generator: np.random.Generator) -> dict[str, Estimate]:
         """Return every figure of a method with its interval; of several repeats, the mean of their figures."""
-        return {name: self._estimate(lambda w, f=f: self._mean(method, f, w), generator) for name, f in FIGURES.items()}
+        return {name: self._estimate(partial(self.value, method, f), generator) for name, f in FIGURES.items()}
 
     def gain(self, method: str, over: str, generator: np.random.Generator) -> Estimate:
         """Return the paired gain in balanced accuracy: both on the same replicates of patients."""
 
         def difference(weights: Array | None) -> Array:
-            return self._mean(method, balanced_accuracy, weights) - self._mean(over, balanced_accuracy, weights)
+            return self.value(method, balanced_accuracy, weights) - self.value(over, balanced_accuracy, weights)
 
         return self._estimate(difference, generator)
 
@@ -106,9 +107,10 @@ class Judged:
 
         return self._estimate(share, generator), float(np.average(sets.sum(-1).mean(0), weights=self.weights))
 
-    def _mean(self, method: str, figure: Figure, weights: Array | None) -> Array:
+    def value(self, method: str, figure: Figure, weights: Array | None = None) -> Array:
+        """Return a figure of a method: the mean over its repeats."""
         w = self.weights if weights is None else weights * self.weights
-        return np.mean([figure(p, self.labels, w) for p in self.outcomes[method].probabilities], 0)  # type: ignore[no-any-return]
+        return np.asarray(np.mean([figure(p, self.labels, w) for p in self.outcomes[method].probabilities], 0))
 
     def _estimate(self, figure: Callable[[Array | None], Array], generator: np.random.Generator) -> Estimate:
         values = bootstrap(figure, self.patients, self.replicates, generator)

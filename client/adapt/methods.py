@@ -29,7 +29,7 @@ Predict = Callable[[Rows], NDArray[np.float64]]
 #: What cross-validation tries besides the study's own settings.
 _STEPS = (1, 3, 10, 30)
 _FACTORS = (1.0, 0.3, 3.0)
-_SCRATCH_STEPS = (15, 30, 60, 100)
+_SCRATCH_STEPS = (10, 30, 60)
 _SCRATCH_RATES = (0.003, 0.01, 0.03)
 #: Strength of the simple model: the inverse of its L2 penalty.
 _PENALTIES = (0.1, 0.003, 0.03, 1.0)
