@@ -46,8 +46,8 @@ class AdaptedModel:
         In the order of the head.
     classifier, theta : Classifier
         Adapted; and before adaptation, for its features.
-    calibration : Calibration or None
-        None where patients were too few to calibrate.
+    calibration : Calibration
+        From its logits to probabilities and sets.
     familiar : Familiar
         Where the labelled images lie.
     grey : bool or None
@@ -62,7 +62,7 @@ class AdaptedModel:
     classes: tuple[str, ...]
     classifier: Classifier
     theta: Classifier
-    calibration: Calibration | None
+    calibration: Calibration
     familiar: Familiar
     grey: bool | None
     refusals: tuple[str, ...]
@@ -102,7 +102,7 @@ def write_adapted(
         "model": model.model.model_dump(by_alias=True),
         "recipe": vars(model.recipe),
         "classes": list(model.classes),
-        "calibration": None if model.calibration is None else model.calibration.json(),
+        "calibration": model.calibration.json(),
         "familiar": {"threshold": model.familiar.threshold, "grey": model.grey},
         "refusals": list(model.refusals),
         **model.facts,
@@ -145,7 +145,7 @@ def read_adapted(folder: Path) -> AdaptedModel:
             classes,
             adapted,
             theta,
-            None if about["calibration"] is None else from_json(about["calibration"]),
+            from_json(about["calibration"]),
             Familiar(centres, precision, float(about["familiar"]["threshold"])),
             about["familiar"]["grey"],
             tuple(about["refusals"]),

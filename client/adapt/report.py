@@ -61,7 +61,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         f"The model itself: {support['images']} images of {support['patients']} patients, "
         f"{support['setting']['steps']} steps at rate {support['setting']['rate']:.3g}; "
-        + (f"calibration by {support['calibration']['method']}." if support["calibration"] else "not calibrated."),
+        f"calibration by {support['calibration']['method']}.",
         "",
         "## More labels",
         "",

@@ -17,10 +17,11 @@ from client.adapt.judge import GAIN, Estimate, Judged, Split, judge, k_fold_spli
 from client.adapt.methods import Adapted, Method, Rows, Scratch, Simple, Unadapted, simple_features
 from client.adapt.outlook import Point, enough, learning_curve
 from client.adapt.trained import Trained
-from client.adapt.verdict import FEWEST, Refusal, no_gain, not_better_than_chance, not_familiar, too_few
+from client.adapt.verdict import FEWEST, Refusal, no_gain, not_better_than_chance, not_familiar, one_shot, too_few
 from client.data.episodes import network_input
 from client.devices import local_devices
 from client.metrics import balanced_accuracy
+from common.errors import DataError
 
 __all__ = ["ADAPTED", "SCRATCH", "SIMPLE", "UNADAPTED", "Outcome", "Plan", "adapt", "methods_for"]
 
@@ -101,7 +102,7 @@ def adapt(
         name: len(np.unique(images.patients[new][images.labels[new] == place]))
         for place, name in enumerate(images.classes)
     }
-    few = too_few(counts, FEWEST if plan.shots is None else max(FEWEST, plan.shots + 2))
+    few = (*too_few(counts, FEWEST if plan.shots is None else max(FEWEST, plan.shots + 2)), *one_shot(plan.shots))
     about = _about(trained, images, plan)
     if few:
         refusals = (*few, *not_familiar(grey, expects_grey, None))
@@ -114,12 +115,15 @@ def adapt(
     judged = judge(methods, images, splits, plan.coverage, generator, alike=alike, progress=progress)
     progress("the model itself")
     choice = choose(adapted, images, support, plan.coverage, generator, refits=100)
+    if choice.calibration is None:
+        raise DataError(
+            "patients have so many classes in common that support and held-out cannot part: name fewer classes"
+        )
     theta, familiar = _familiar(adapted.start, images, support, generator)
     unlike = _unlike(adapted.start, images, splits[0], generator)
     gains = {name: judged.gain(ADAPTED, name, generator) for name in methods if name != ADAPTED}
     baselines = {name: gains[name] for name in (SCRATCH, SIMPLE)}
     refusals = (
-        *_uncalibrated(choice.calibration is None),
         *not_familiar(grey, expects_grey, unlike),
         *no_gain(baselines),
         *not_better_than_chance(judged.figures(ADAPTED, generator)["AUROC"]),
@@ -139,7 +143,7 @@ def adapt(
             "patients": len(np.unique(images.patients[support])),
             "images": len(support),
             "setting": vars(choice.setting),
-            "calibration": None if choice.calibration is None else _calibration(choice.calibration.json()),
+            "calibration": _calibration(choice.calibration.json()),
         },
         "methods": summary(judged, generator),
         "best": _best(judged),
@@ -215,10 +219,6 @@ def _unlike(begin: Start, images: Labelled, splits: list[Split], generator: np.r
         theta, familiar = _familiar(begin, images, split.support, generator)
         found.append(familiar.unlike(theta.features(network_input(images.pixels[split.held_out]))))
     return float(np.concatenate(found).mean())
-
-
-def _uncalibrated(missing: bool) -> tuple[Refusal, ...]:
-    return tuple(too_few({"every class of the support set": 1}, 2)) if missing else ()
 
 
 def _calibration(calibration: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from client.adapt.judge import Estimate
 
-__all__ = ["FEWEST", "Exit", "Refusal", "no_gain", "not_better_than_chance", "not_familiar", "too_few"]
+__all__ = ["FEWEST", "Exit", "Refusal", "no_gain", "not_better_than_chance", "not_familiar", "one_shot", "too_few"]
 
 #: Patients that a class needs: fewer cannot be parted into folds for adapting and judging.
 FEWEST = 5
@@ -44,6 +44,14 @@ def too_few(patients: Mapping[str, int], needed: int = FEWEST) -> list[Refusal]:
             f"too few patients to adapt and to judge: {named}; label at least {needed} of each class",
         )
     ]
+
+
+def one_shot(shots: int | None) -> list[Refusal]:
+    """Return a refusal where one patient of a class shall support."""
+    if shots != 1:
+        return []
+    text = "one support patient of a class can be neither cross-validated nor calibrated: use two at least"
+    return [Refusal(Exit.TOO_FEW, text)]
 
 
 def not_familiar(grey: float, expects_grey: bool | None, unlike: float | None) -> list[Refusal]:
