@@ -56,6 +56,9 @@ app.command(epilog="Example: wardround-site receive --into intake --aet WARDROUN
     pacs.receive
 )
 app.command(epilog="Example: wardround-site adapt --model run --task mel,nv --out skin-model")(adapting.adapt)
+app.command(epilog="Example: wardround-site predict /data/new --model skin-model --out predictions.csv")(
+    adapting.predict
+)
 
 
 @app.command("index", epilog="Example: wardround-site index /data/ct --labels diagnoses.csv --study skin.toml")

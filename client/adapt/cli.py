@@ -1,6 +1,7 @@
-"""`wardround-site adapt`; registered in ``client/cli.py``."""
+"""`wardround-site adapt` and `predict`; registered in ``client/cli.py``."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from client.data.keys import keyed, load_key
+from client.data.walk import walk
 from common.console import plain_errors
 from common.errors import DataError
 from common.paths import home
@@ -21,7 +31,7 @@ if TYPE_CHECKING:
     from client.adapt.run import Outcome
     from client.adapt.trained import Trained
 
-__all__ = ["adapt"]
+__all__ = ["adapt", "predict"]
 
 
 @plain_errors
@@ -104,6 +114,68 @@ def adapt(
         print(verdict(outcome.report))
     if code:
         raise SystemExit(code)
+
+
+@plain_errors
+def predict(
+    model: Annotated[Path, typer.Option(help="Folder of an adapted model.")],
+    out: Annotated[
+        Path, typer.Option(help="File of records, .csv or .jsonl; what it holds already is not done again.")
+    ],
+    paths: Annotated[list[Path], typer.Argument(metavar="DIR_OR_FILE...", help="What to predict.")],
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also with a model that says DO NOT USE.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that read.", show_default="all cores")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Longest time for one file.")] = 60.0,
+    site: Annotated[
+        Path | None, typer.Option("--site", help="The site's own folder.", show_default="$WARDROUND_HOME/site")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+) -> None:
+    """Predict any number of images: a record for every image, then one for every patient beside it.
+
+    A record holds each class's calibrated probability with an interval, the conformal set, and whether the image is
+    unlike those that the model was adapted to; of a file that cannot be read, the reason. Records name files and stay
+    at this site; patients are keyed hashes. Ctrl-C keeps what is done, and the same command goes on.
+
+    Exit codes: 0 done. 10 the model says DO NOT USE, and --anyway was not given. 1 nothing could be read or written.
+    """
+    import torch
+
+    from client.adapt.folder import read_adapted
+    from client.devices import cpu_cores, local_devices
+    from client.predict import Counts, write_patients
+    from client.predict import predict as run
+
+    adapted = read_adapted(model)
+    if adapted.refusals and not anyway:
+        print(f"DO NOT USE: {'; '.join(adapted.refusals)}. --anyway predicts all the same.", file=sys.stderr)
+        raise SystemExit(10)
+    if not all(path.exists() for path in paths):
+        raise DataError("a folder or file to predict does not exist: check its path")
+    place = site or home() / "site"
+    key = load_key(place / "site.key")
+    adapted = adapted.to(local_devices(torch.float32)[0])
+    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=as_json) as progress:
+        total = sum(1 for path in paths for _ in walk(path, skip=place))
+        bar = progress.add_task("predicting", total=total, rate="")
+
+        def update(counts: Counts) -> None:
+            speed = progress.tasks[0].speed
+            progress.update(bar, completed=counts.before + counts.done, rate=f"{speed:.0f} files/s" if speed else "")
+
+        counts = run(
+            adapted, key, paths, out, skip=place, workers=workers or cpu_cores(), seconds=seconds, progress=update
+        )
+    patients = write_patients(out, adapted)
+    if counts.before + counts.done - counts.refused == 0:
+        raise DataError(f"none of {counts.done} files is an image: the reasons are in the records")
+    report = {**vars(counts), "usable": not adapted.refusals}
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        print(f"{counts.images} images of {counts.done} files predicted, {counts.refused} files refused,", end=" ")
+        print(f"{counts.before} done before: {out.name}, {patients.name}")
 
 
 def _code(outcome: "Outcome") -> int:

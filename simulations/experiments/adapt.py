@@ -11,6 +11,7 @@ would be at another site.
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,8 +22,9 @@ import typer
 from client.adapt.choose import draw_shots
 from client.adapt.images import Labelled, from_site
 from client.adapt.judge import judge, one_split
-from client.adapt.run import ADAPTED, methods_for
+from client.adapt.run import ADAPTED, SCRATCH, SIMPLE, methods_for
 from client.adapt.trained import Trained, read_trained
+from client.adapt.verdict import no_gain, not_better_than_chance
 from client.data.image import Recipe
 from client.metrics import FIGURES
 from client.session import virtual_site
@@ -33,9 +35,14 @@ __all__ = ["main", "one_draw", "table"]
 _COVERAGE = 0.9
 
 
-def one_draw(trained: Trained, images: Labelled, shots: int, number: int) -> dict[str, Any]:
-    """Return every method's figures on all patients that one draw of support patients leaves."""
+def one_draw(trained: Trained, images: Labelled, shots: int, number: int, *, shuffled: bool = False) -> dict[str, Any]:
+    """Return every method's figures on all patients that one draw of support patients leaves, and the verdict.
+
+    ``shuffled`` deals the patients' labels anew first: there is nothing to learn, and the verdict must be no.
+    """
     generator = np.random.default_rng([number, shots])
+    if shuffled:
+        images = _shuffled(images, generator)
     splits = one_split(images, draw_shots(images, shots, generator))
     methods = methods_for(trained, images)
     judged = judge(methods, images, splits, _COVERAGE, generator, alike=True)
@@ -46,7 +53,16 @@ def one_draw(trained: Trained, images: Labelled, shots: int, number: int) -> dic
         size = float(np.average(outcome.sets[0].sum(-1), weights=judged.weights))
         covered = float(np.average(hit, weights=judged.weights))
         found[name] = {**figures, "coverage": covered, "set size": size, "setting": vars(outcome.settings[0])}
-    return {"draw": number, "shots": shots, "methods": found}
+    gains = {name: judged.gain(ADAPTED, name, generator) for name in (SCRATCH, SIMPLE)}
+    reasons = [*no_gain(gains), *not_better_than_chance(judged.figures(ADAPTED, generator)["AUROC"])]
+    return {"draw": number, "shots": shots, "methods": found, "usable": not reasons}
+
+
+def _shuffled(images: Labelled, generator: np.random.Generator) -> Labelled:
+    people, first = np.unique(images.patients, return_index=True)
+    label_of = np.zeros(people.max() + 1, np.int64)
+    label_of[people] = generator.permutation(images.labels[first])
+    return replace(images, labels=label_of[images.patients])
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
@@ -55,7 +71,12 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     for shots in sorted({line["shots"] for line in lines}):
         own = [line["methods"] for line in lines if line["shots"] == shots]
         figures = [name for name in next(iter(own[0].values())) if name != "setting"]
-        out += [f"K = {shots}, {len(own)} draws", "", "| | " + " | ".join(figures) + " |"]
+        usable = sum(line["usable"] for line in lines if line["shots"] == shots)
+        out += [
+            f"K = {shots}, {len(own)} draws, {usable} of them called usable",
+            "",
+            "| | " + " | ".join(figures) + " |",
+        ]
         out.append("| --- |" + " ---: |" * len(figures))
         for name in own[0]:
             out.append(f"| {name} | " + " | ".join(_mean([m[name][f] for m in own]) for f in figures) + " |")
@@ -79,6 +100,7 @@ def main(
     shots: Annotated[int, typer.Option(help="K.")] = 5,
     draws: Annotated[int, typer.Option(help="How many draws there shall be.")] = 50,
     task: Annotated[str, typer.Option(help="Classes; without it, the study's training classes.")] = "",
+    shuffled: Annotated[bool, typer.Option("--shuffled", help="Deal the patients' labels anew.")] = False,
     only: Annotated[str, typer.Option(help="I/N: the draws whose number leaves I when divided by N.")] = "0/1",
     seconds: Annotated[float, typer.Option(help="Begin no draw after so long.")] = 1e9,
 ) -> None:
@@ -93,7 +115,7 @@ def main(
             continue
         if time.monotonic() - began > seconds:
             break
-        line = json.dumps(one_draw(trained, images, shots, number))
+        line = json.dumps(one_draw(trained, images, shots, number, shuffled=shuffled))
         with out.open("a") as file:
             file.write(line + "\n")
     print(table(_read(out)))
