@@ -71,7 +71,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     for shots in sorted({line["shots"] for line in lines}):
         own = [line["methods"] for line in lines if line["shots"] == shots]
         figures = [name for name in next(iter(own[0].values())) if name != "setting"]
-        usable = sum(line["usable"] for line in lines if line["shots"] == shots)
+        usable = sum(line.get("usable", False) for line in lines if line["shots"] == shots)
         out += [
             f"K = {shots}, {len(own)} draws, {usable} of them called usable",
             "",
