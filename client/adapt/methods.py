@@ -26,9 +26,10 @@ Rows = NDArray[np.int64]
 #: From rows of the labelled images to logits ``[n, C]``.
 Predict = Callable[[Rows], NDArray[np.float64]]
 
-#: What cross-validation tries besides the study's own settings.
-_STEPS = (1, 3, 10, 30)
-_FACTORS = (1.0, 0.3, 3.0)
+#: What cross-validation tries besides the study's own settings: rates are multiples of the study's. Adaptation and
+#: training from scratch may take as many steps.
+_STEPS = (3, 10, 30, 60)
+_FACTORS = (1.0, 3.0, 6.0)
 _SCRATCH_STEPS = (10, 30, 60)
 _SCRATCH_RATES = (0.003, 0.01, 0.03)
 #: Strength of the simple model: the inverse of its L2 penalty.
