@@ -19,6 +19,7 @@ __all__ = [
     "balanced_accuracy",
     "bootstrap",
     "brier",
+    "error_of_perfect",
     "expected_calibration_error",
     "interval",
     "log_loss",
@@ -126,6 +127,25 @@ def expected_calibration_error(
     where = np.clip(np.ceil(top * bins - _ROUNDING).astype(int) - 1, 0, bins - 1)
     member = (where[:, None] == np.arange(bins)).astype(float)
     return np.asarray(np.abs(w @ (member * gap[:, None])).sum(-1) / w.sum(-1))
+
+
+def error_of_perfect(
+    probabilities: Array, weights: Array | None, generator: np.random.Generator, *, draws: int = 20
+) -> float:
+    """Return the expected calibration error that these probabilities show where they are perfect.
+
+    Labels are drawn from them. It is what so small a sample cannot tell from zero.
+
+    References
+    ----------
+    Bröcker and Smith, "Increasing the Reliability of Reliability Diagrams", 2007 (consistency resampling).
+    """
+    edges = np.cumsum(probabilities, -1)
+    drawn = []
+    for _ in range(draws):
+        labels = (generator.random(len(edges))[:, None] * edges[:, -1:] > edges).sum(-1)
+        drawn.append(float(expected_calibration_error(probabilities, labels, weights)))
+    return float(np.mean(drawn))
 
 
 #: What a report shows, by name.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from client.adapt.choose import balancing, choose, deal
 from client.adapt.images import Labelled
 from client.adapt.methods import Method, Rows, Setting
-from client.metrics import FIGURES, Figure, balanced_accuracy, bootstrap, interval
+from client.metrics import FIGURES, Figure, balanced_accuracy, bootstrap, error_of_perfect, interval
 
 __all__ = ["GAIN", "Estimate", "Judged", "Outcome", "Split", "judge", "k_fold_splits", "one_split", "summary"]
 
@@ -107,6 +107,11 @@ class Judged:
 
         return self._estimate(share, generator), float(np.average(sets.sum(-1).mean(0), weights=self.weights))
 
+    def error_of_perfect(self, method: str, generator: np.random.Generator) -> float:
+        """Return the calibration error that a method's probabilities would show if they were perfect."""
+        repeats = self.outcomes[method].probabilities
+        return float(np.mean([error_of_perfect(p, self.weights, generator) for p in repeats]))
+
     def value(self, method: str, figure: Figure, weights: Array | None = None) -> Array:
         """Return a figure of a method: the mean over its repeats."""
         w = self.weights if weights is None else weights * self.weights
@@ -184,5 +189,10 @@ def summary(judged: Judged, generator: np.random.Generator) -> dict[str, Any]:
     for name in judged.outcomes:
         covered, size = judged.coverage(name, generator)
         figures = {figure: e.json() for figure, e in judged.figures(name, generator).items()}
-        out[name] = {"figures": figures, "coverage": covered.json(), "mean set size": round(size, 3)}
+        out[name] = {
+            "figures": figures,
+            "calibration error of perfect probabilities": round(judged.error_of_perfect(name, generator), 4),
+            "coverage": covered.json(),
+            "mean set size": round(size, 3),
+        }
     return out

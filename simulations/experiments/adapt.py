@@ -52,7 +52,14 @@ def one_draw(trained: Trained, images: Labelled, shots: int, number: int, *, shu
         hit = outcome.sets[0][np.arange(len(judged.labels)), judged.labels]
         size = float(np.average(outcome.sets[0].sum(-1), weights=judged.weights))
         covered = float(np.average(hit, weights=judged.weights))
-        found[name] = {**figures, "coverage": covered, "set size": size, "setting": vars(outcome.settings[0])}
+        perfect = judged.error_of_perfect(name, generator)
+        found[name] = {
+            **figures,
+            "the same of perfect probabilities": perfect,
+            "coverage": covered,
+            "set size": size,
+            "setting": vars(outcome.settings[0]),
+        }
     gains = {name: judged.gain(ADAPTED, name, generator) for name in (SCRATCH, SIMPLE)}
     reasons = [*no_gain(gains), *not_better_than_chance(judged.figures(ADAPTED, generator)["AUROC"])]
     return {"draw": number, "shots": shots, "methods": found, "usable": not reasons}
