@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.adapt.familiar import grey_share
 from client.adapt.folder import AdaptedModel
@@ -26,7 +27,7 @@ from client.data.walk import walk
 from client.data.worker import Entry, Task, Work, read
 from common.errors import DataError
 
-__all__ = ["Counts", "predict", "write_patients"]
+__all__ = ["Counts", "judge", "pictures", "predict", "write_patients"]
 
 #: Images that are predicted and written at once.
 _BATCH = 256
@@ -86,6 +87,31 @@ def predict(
             counts.images += sum(len(found) for _, found in batch if isinstance(found, list))
             progress(counts)
     return counts
+
+
+def pictures(
+    model: AdaptedModel,
+    key: bytes,
+    paths: Sequence[Path],
+    *,
+    skip: Path,
+    most: int,
+    workers: int,
+    seconds: float = 60.0,
+) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Return the first images under some folders by name, prepared; files that cannot be read are left out."""
+    tasks = (Task((found.path,), str(found.path)) for path in paths for found in walk(path.resolve(), skip=skip))
+    work = partial(read, Work(key, Reading(), (model.recipe,)))
+    out: list[tuple[str, NDArray[np.uint8]]] = []
+    with closing(run_in_workers(work, tasks, workers=workers, seconds=seconds, preload=[read.__module__])) as results:
+        for task, entries in results:
+            found = _found(entries)
+            for entry in found if isinstance(found, list) else []:
+                values = np.frombuffer(entry.pixels[0] or b"", np.uint8).reshape(model.recipe.shape)
+                out.append((task.name if entry.frame == 0 else f"{task.name}, frame {entry.frame}", values))
+            if len(out) >= most:
+                break
+    return out[:most]
 
 
 def write_patients(out: Path, model: AdaptedModel) -> Path:
@@ -159,7 +185,8 @@ def _found(entries: Iterator[Any]) -> Found:
 
 def _records(model: AdaptedModel, batch: Sequence[tuple[str, Found]]) -> Iterator[dict[str, Any]]:
     pixels = [entry.pixels[0] or b"" for _, found in batch if isinstance(found, list) for entry in found]
-    judged = iter(_predicted(model, pixels))
+    images = np.frombuffer(b"".join(pixels), np.uint8).reshape(len(pixels), *model.recipe.shape)
+    judged = iter(judge(model, images))
     for name, found in batch:
         if isinstance(found, Reason):
             yield {"file": name, "frame": 0, "patient": "", "reason": found.value}
@@ -169,17 +196,17 @@ def _records(model: AdaptedModel, batch: Sequence[tuple[str, Found]]) -> Iterato
             yield {"file": name, "frame": entry.frame, "patient": who, **next(judged), "reason": ""}
 
 
-def _predicted(model: AdaptedModel, pixels: Sequence[bytes]) -> list[dict[str, Any]]:
-    if not pixels:
+def judge(model: AdaptedModel, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
+    """Return what the records of prepared images ``[N, C, *]`` say of them."""
+    if not len(images):
         return []
-    images = np.frombuffer(b"".join(pixels), np.uint8).reshape(len(pixels), *model.recipe.shape).copy()
-    x = network_input(images)
+    x = network_input(images.copy())
     logits = model.classifier.logits(x)
     values = np.concatenate([model.calibration.probabilities(logits)[None], model.calibration.intervals(logits)])
     unlike = model.familiar.unlike(model.theta.features(x))
     if model.grey is not None:
         unlike |= np.array([(grey_share(image[None]) == 1) is not model.grey for image in images])
-    return [{**_judged(model, values[:, i]), "unlike": bool(unlike[i])} for i in range(len(pixels))]
+    return [{**_judged(model, values[:, i]), "unlike": bool(unlike[i])} for i in range(len(images))]
 
 
 def _judged(model: AdaptedModel, values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:

@@ -120,7 +120,10 @@ def adapt(
 def predict(
     model: Annotated[Path, typer.Option(help="Folder of an adapted model.")],
     out: Annotated[
-        Path, typer.Option(help="File of records, .csv or .jsonl; what it holds already is not done again.")
+        Path,
+        typer.Option(
+            help="File of records, .csv or .jsonl, which goes on where it ended; or a page of pictures, .html."
+        ),
     ],
     paths: Annotated[list[Path], typer.Argument(metavar="DIR_OR_FILE...", help="What to predict.")],
     anyway: Annotated[bool, typer.Option("--anyway", help="Also with a model that says DO NOT USE.")] = False,
@@ -135,7 +138,8 @@ def predict(
 
     A record holds each class's calibrated probability with an interval, the conformal set, and whether the image is
     unlike those that the model was adapted to; of a file that cannot be read, the reason. Records name files and stay
-    at this site; patients are keyed hashes. Ctrl-C keeps what is done, and the same command goes on.
+    at this site; patients are keyed hashes. Ctrl-C keeps what is done, and the same command goes on. A page (.html)
+    shows the first 200 images with their probabilities, and which part of each its class comes from.
 
     Exit codes: 0 done. 10 the model says DO NOT USE, and --anyway was not given. 1 nothing could be read or written.
     """
@@ -155,6 +159,14 @@ def predict(
     place = site or home() / "site"
     key = load_key(place / "site.key")
     adapted = adapted.to(local_devices(torch.float32)[0])
+    if out.suffix == ".html":
+        from client.gallery import LARGEST, write_gallery
+        from client.predict import pictures
+
+        found = pictures(adapted, key, paths, skip=place, most=LARGEST, workers=workers or cpu_cores(), seconds=seconds)
+        write_gallery(out, adapted, found)
+        print(json.dumps({"images": len(found)}) if as_json else f"{len(found)} images in {out.name}")
+        return
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=as_json) as progress:
         total = sum(1 for path in paths for _ in walk(path, skip=place))

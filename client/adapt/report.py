@@ -57,8 +57,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Conformal sets: {asked:.0%} coverage asked, {_estimate(adapted['coverage'])} found, "
-        f"{adapted['mean set size']:.2f} classes a set on average. On so few images, perfect probabilities would show a "
-        f"calibration error of {adapted['calibration error of perfect probabilities']:.3f} too.",
+        f"{adapted['mean set size']:.2f} classes a set on average. On so few images, perfect probabilities would show "
+        f"a calibration error of {adapted['calibration error of perfect probabilities']:.3f} too.",
         "",
         f"The model itself: {support['images']} images of {support['patients']} patients, "
         f"{support['setting']['steps']} steps at rate {support['setting']['rate']:.3g}; "
