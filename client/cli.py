@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from client.adapt import cli as adapting
 from client.data.cache import caches, evict, verify
 from client.data.catalogue import Split, open_catalogue
 from client.data.image import Recipe
@@ -53,6 +54,10 @@ _progress = _plain(stderr=True)
 app.command(epilog="Example: wardround-site pull https://pacs/dicom-web --into intake --where Modality=CT")(pacs.pull)
 app.command(epilog="Example: wardround-site receive --into intake --aet WARDROUND --port 11112 --allow PACS1")(
     pacs.receive
+)
+app.command(epilog="Example: wardround-site adapt --model run --task mel,nv --out skin-model")(adapting.adapt)
+app.command(epilog="Example: wardround-site predict /data/new --model skin-model --out predictions.csv")(
+    adapting.predict
 )
 
 

@@ -14,7 +14,7 @@ from common.errors import DataError
 from common.meta.episodes import Batch, Episodes
 from common.pixels import CENTRE, SPREAD
 
-__all__ = ["ByPatient", "Pool", "draw", "make_pool"]
+__all__ = ["ByPatient", "Pool", "draw", "make_pool", "network_input"]
 
 # How often an episode is begun anew when patients with several classes leave a class with one side only.
 _TRIES = 50
@@ -207,6 +207,9 @@ def _take(images: ByPatient, places: list[int], count: int, generator: np.random
 
 
 def _batch(site: Site, slots: NDArray[np.int64], labels: NDArray[np.int64], mask: NDArray[np.bool_]) -> Batch:
-    x = torch.from_numpy(site.pixels(slots)).to(torch.float32)
-    x.sub_(CENTRE).div_(SPREAD)
-    return Batch(x, torch.from_numpy(labels), torch.from_numpy(mask))
+    return Batch(network_input(site.pixels(slots)), torch.from_numpy(labels), torch.from_numpy(mask))
+
+
+def network_input(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    """Return prepared pixels ``[*, C, *]`` as a network takes them: float32, about zero mean and unit deviation."""
+    return torch.from_numpy(pixels).to(torch.float32).sub_(CENTRE).div_(SPREAD)

@@ -1,25 +1,16 @@
 """One page that shows what a site has and can offer. It holds patients' images, and so it stays at the site."""
 
-import base64
-import io
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from html import escape
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from client.data.cache import caches, mapped
 from client.data.catalogue import Catalogue
+from client.data.html import png, text, write_private
 from client.data.image import Recipe
 from client.data.report import ADVICE, contents, statement
 from client.data.store import SPLITS
-from common.errors import DataError
 
 __all__ = ["write_page"]
 
@@ -107,21 +98,7 @@ def write_page(path: Path, folder: Path, catalogue: Catalogue, figures: Mapping[
     DataError
         The file cannot be written there, or the pixel cache is damaged.
     """
-    page = "".join(_page(folder, catalogue, figures)).encode()
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with suppress(FileNotFoundError):
-            part.unlink()
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError:
-        raise DataError("the page cannot be written there: check that its folder exists and has space") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    write_private(path, "".join(_page(folder, catalogue, figures)))
 
 
 def _page(folder: Path, catalogue: Catalogue, figures: Mapping[str, Any]) -> Iterator[str]:
@@ -177,7 +154,7 @@ def _classes(figures: Mapping[str, Any]) -> str:
         shots = about["largest_shots"]
         largest = f'<td class="number">{shots:,}</td>' if shots else '<td class="number none">none</td>'
         rows.append(
-            f'<tr><th scope="row">{_text(name)}</th><td class="number">{about["pictures"]:,}</td>{splits}{largest}</tr>'
+            f'<tr><th scope="row">{text(name)}</th><td class="number">{about["pictures"]:,}</td>{splits}{largest}</tr>'
         )
     sums = "".join(f"<td>{figures['patients'][split]:,}</td>" for split in SPLITS)
     head = (
@@ -204,7 +181,7 @@ def _table(head: tuple[str, str], counts: Mapping[str, int], advice: Mapping[str
     """Return a table of names, numbers and bars, the first rows of it."""
     top = max(counts.values())
     rows = [
-        f'<tr><th scope="row">{_text(name) or "not said"}'
+        f'<tr><th scope="row">{text(name) or "not said"}'
         + (f'<br><span class="note">{_code(advice[name])}</span>' if advice and name in advice else "")
         + f'</th><td class="number">{number:,}</td><td>{_bar(number, top, 7)}</td></tr>'
         for name, number in islice(counts.items(), _ROWS)
@@ -249,9 +226,9 @@ def _thumbnails(folder: Path, catalogue: Catalogue, classes: int) -> Iterator[st
     )
     small = ' class="small"' if recipe.size < _SIDE // 2 else ""
     for label, chosen in islice(groupby(rows, key=lambda row: str(row[0])), _SHOWN):
-        name = _text(label)
+        name = text(label)
         images = "".join(
-            f'<img{small} alt="{name}, example {number}" src="data:image/png;base64,{_png(pixels[slot - 1])}">'
+            f'<img{small} alt="{name}, example {number}" src="data:image/png;base64,{png(pixels[slot - 1], _SIDE)}">'
             for number, (_, slot) in enumerate(islice(chosen, _EACH), 1)
         )
         yield f'<figure class="class"><figcaption>{name}</figcaption><div>{images}</div></figure>\n'
@@ -265,22 +242,7 @@ def _largest(folder: Path, catalogue: Catalogue) -> Recipe | None:
     return max(there, key=lambda r: (-r.dimensions, r.size, r.channels, r.digest), default=None)
 
 
-def _png(pixels: NDArray[np.uint8]) -> str:
-    """Return a prepared picture ``[C, H, W]``, or the middle of ``[C, D, H, W]``, as a PNG in base64."""
-    plane = pixels[:, pixels.shape[1] // 2] if pixels.ndim == 4 else pixels
-    image = Image.fromarray(np.ascontiguousarray(plane[0] if len(plane) == 1 else np.moveaxis(plane, 0, -1)))
-    image.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _text(value: str) -> str:
-    """Return text from a file as it may stand in HTML, and in its attributes."""
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value), quote=True)
-
-
 def _code(sentence: str) -> str:
     """Return a sentence of ours, in which names from files can stand; what is between backticks is code."""
-    parts = _text(sentence).split("`")
+    parts = text(sentence).split("`")
     return "".join(f"<code>{part}</code>" if k % 2 else part for k, part in enumerate(parts))

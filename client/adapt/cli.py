@@ -1,0 +1,242 @@
+"""`wardround-site adapt` and `predict`; registered in ``client/cli.py``."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from client.data.keys import keyed, load_key
+from client.data.walk import walk
+from common.console import plain_errors
+from common.errors import DataError
+from common.paths import home
+
+if TYPE_CHECKING:
+    from client.adapt.images import Labelled
+    from client.adapt.run import Outcome
+    from client.adapt.trained import Trained
+
+__all__ = ["adapt", "predict"]
+
+
+@plain_errors
+def adapt(
+    model: Annotated[Path, typer.Option(help="Folder of a run, or of an export: study.json and theta.safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder of the adapted model; it must stay at this site.")],
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="[DIR]...", help="Folders of images, with --labels.")
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="Classes to tell apart, comma-separated.", show_default="all labels there are")
+    ] = "",
+    labels: Annotated[Path | None, typer.Option(help="CSV file with the labels of the images under DIR.")] = None,
+    rename: Annotated[
+        list[str] | None, typer.Option("--map", help="A column of the labels file, as in 'lesion_id=patient'.")
+    ] = None,
+    each_a_patient: Annotated[
+        bool, typer.Option("--each-a-patient", help="A picture that names no patient is a patient of its own.")
+    ] = False,
+    shots: Annotated[
+        int | None,
+        typer.Option(min=1, help="Adapt on K patients of a class, judge on all others.", show_default="up to 20"),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Adapt on all patients, judge by folds.")] = False,
+    coverage: Annotated[float, typer.Option(min=0.5, max=0.99, help="Of the conformal sets.")] = 0.9,
+    took_part: Annotated[
+        bool,
+        typer.Option("--took-part", help="Theta was trained at this site too: judge on its test patients alone."),
+    ] = False,
+    site: Annotated[
+        Path | None, typer.Option("--site", help="The site's own folder.", show_default="$WARDROUND_HOME/site")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+) -> None:
+    """Adapt a trained theta to this site's labelled images, and say whether the result may be used.
+
+    Images come from the site's catalogue (--task), or from folders with a labels file (--labels labels.csv DIR...).
+    Nothing leaves the site, and no network is needed. The report in OUT puts the adapted theta beside training from
+    scratch and beside simple features, on patients that none of them saw.
+
+    Exit codes: 0 may be used. 10 no gain over a baseline is shown. 11 a class has too few patients. 12 the images are
+    not what theta was trained on. 13 it may be chance. Of several, the highest of 12, 11, 13, 10 in this order.
+    1 nothing could be read or written. 2 the model's study is damaged.
+    """
+    from client.adapt.folder import write_adapted
+    from client.adapt.report import markdown, verdict
+    from client.adapt.run import Plan
+    from client.adapt.run import adapt as run
+    from client.adapt.trained import read_trained
+    from common.study import names
+
+    if (labels is None) != (not folders):
+        raise DataError("give folders and --labels together; without both, the site's catalogue is used")
+    if shots is not None and everything:
+        raise DataError("--shots and --all are two ways to choose: give one")
+    trained, place = read_trained(model), site or home() / "site"
+    with (
+        _progress(as_json) as say,
+        _images(trained, place, folders, labels, rename, names(task), each_a_patient, took_part) as found,
+    ):
+        key = load_key(place / "site.key")
+        seed = keyed(key, "adapt", f"{trained.theta_digest} {shots} {everything}")
+        generator = np.random.Generator(np.random.Philox(key=int.from_bytes(seed, "big")))
+        outcome: Outcome = run(trained, found, Plan(shots, everything, coverage), generator, say)
+    text = markdown(outcome.report)
+    try:
+        out.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if outcome.model is not None:
+            write_adapted(out, outcome.model, outcome.report, text, outcome.patients)
+        else:
+            (out / "report.json").write_text(json.dumps(outcome.report, indent=1), encoding="utf-8")
+            (out / "report.md").write_text(text, encoding="utf-8")
+    except OSError:
+        raise DataError("the adapted model cannot be written there: check its folder and permissions") from None
+    code = _code(outcome)
+    if as_json:
+        print(json.dumps({"usable": code == 0, "exit": code, **outcome.report}, indent=1))
+    else:
+        Console(markup=False, emoji=False, highlight=False, soft_wrap=True).print(text)
+        print(verdict(outcome.report))
+    if code:
+        raise SystemExit(code)
+
+
+@plain_errors
+def predict(
+    model: Annotated[Path, typer.Option(help="Folder of an adapted model.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="File of records, .csv or .jsonl, which goes on where it ended; or a page of pictures, .html."
+        ),
+    ],
+    paths: Annotated[list[Path], typer.Argument(metavar="DIR_OR_FILE...", help="What to predict.")],
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also with a model that says DO NOT USE.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that read.", show_default="all cores")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Longest time for one file.")] = 60.0,
+    site: Annotated[
+        Path | None, typer.Option("--site", help="The site's own folder.", show_default="$WARDROUND_HOME/site")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+) -> None:
+    """Predict any number of images: a record for every image, then one for every patient beside it.
+
+    A record holds each class's calibrated probability with an interval, the conformal set, and whether the image is
+    unlike those that the model was adapted to; of a file that cannot be read, the reason. Records name files and stay
+    at this site; patients are keyed hashes. Ctrl-C keeps what is done, and the same command goes on. A page (.html)
+    shows the first 200 images with their probabilities, and which part of each its class comes from.
+
+    Exit codes: 0 done. 10 the model says DO NOT USE, and --anyway was not given. 1 nothing could be read or written.
+    """
+    import torch
+
+    from client.adapt.folder import read_adapted
+    from client.devices import cpu_cores, local_devices
+    from client.predict import Counts, write_patients
+    from client.predict import predict as run
+
+    adapted = read_adapted(model)
+    if adapted.refusals and not anyway:
+        print(f"DO NOT USE: {'; '.join(adapted.refusals)}. --anyway predicts all the same.", file=sys.stderr)
+        raise SystemExit(10)
+    if not all(path.exists() for path in paths):
+        raise DataError("a folder or file to predict does not exist: check its path")
+    place = site or home() / "site"
+    key = load_key(place / "site.key")
+    adapted = adapted.to(local_devices(torch.float32)[0])
+    if out.suffix == ".html":
+        from client.gallery import LARGEST, write_gallery
+        from client.predict import pictures
+
+        found = pictures(adapted, key, paths, skip=place, most=LARGEST, workers=workers or cpu_cores(), seconds=seconds)
+        write_gallery(out, adapted, found)
+        print(json.dumps({"images": len(found)}) if as_json else f"{len(found)} images in {out.name}")
+        return
+    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=as_json) as progress:
+        total = sum(1 for path in paths for _ in walk(path, skip=place))
+        bar = progress.add_task("predicting", total=total, rate="")
+
+        def update(counts: Counts) -> None:
+            speed = progress.tasks[0].speed
+            progress.update(bar, completed=counts.before + counts.done, rate=f"{speed:.0f} files/s" if speed else "")
+
+        counts = run(
+            adapted, key, paths, out, skip=place, workers=workers or cpu_cores(), seconds=seconds, progress=update
+        )
+    patients = write_patients(out, adapted)
+    if counts.before + counts.done - counts.refused == 0:
+        raise DataError(f"none of {counts.done} files is an image: the reasons are in the records")
+    report = {**vars(counts), "usable": not adapted.refusals}
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        print(f"{counts.images} images of {counts.done} files predicted, {counts.refused} files refused,", end=" ")
+        print(f"{counts.before} done before: {out.name}, {patients.name}")
+
+
+def _code(outcome: "Outcome") -> int:
+    from client.adapt.verdict import Exit
+
+    codes = {refusal.code for refusal in outcome.refusals}
+    order = (Exit.UNFAMILIAR, Exit.TOO_FEW, Exit.CHANCE, Exit.NO_GAIN)
+    return int(next((code for code in order if code in codes), Exit.USABLE))
+
+
+@contextmanager
+def _images(
+    trained: "Trained",
+    site: Path,
+    folders: Sequence[Path] | None,
+    labels: Path | None,
+    rename: list[str] | None,
+    classes: Sequence[str],
+    each_a_patient: bool,
+    took_part: bool,
+) -> Iterator["Labelled"]:
+    from client.adapt.images import from_folders, from_site
+    from client.data.image import Recipe
+    from client.data.labels import Labels
+
+    recipe = Recipe.of(trained.study.model)
+    if labels is None or folders is None:
+        yield from_site(site, recipe, classes, took_part=took_part)
+        return
+    columns = {}
+    for pair in rename or []:
+        theirs, equals, ours = pair.partition("=")
+        if not equals or not theirs or not ours:
+            raise DataError("--map takes THEIRS=OURS, as in 'lesion_id=patient'")
+        columns[theirs] = ours
+    source = Labels(labels, columns)
+    with from_folders(folders, source, recipe, classes, site=site, each_a_patient=each_a_patient) as (images, _):
+        yield images
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show what is being fitted."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("{task.completed} fits"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        task = progress.add_task("reading", total=None)
+        yield lambda what: progress.update(task, description=what, advance=1)

@@ -1,0 +1,312 @@
+"""An adapted model on any number of images: one record an image, written as it goes, then one a patient.
+
+Records are written in whole batches of whole files, so that a run that is stopped loses one batch, and the next run
+goes on where it ended. Memory grows with nothing but the names of the files that are done, and the patients.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.adapt.familiar import grey_share
+from client.adapt.folder import AdaptedModel
+from client.data.episodes import network_input
+from client.data.keys import keyed
+from client.data.picture import Reading, Reason
+from client.data.pool import TOO_SLOW, Failure, run_in_workers
+from client.data.walk import walk
+from client.data.worker import Entry, Task, Work, read
+from common.errors import DataError
+
+__all__ = ["Counts", "judge", "pictures", "predict", "write_patients"]
+
+#: Images that are predicted and written at once.
+_BATCH = 256
+
+
+@dataclass
+class Counts:
+    """How far a run is, in files."""
+
+    done: int = 0
+    before: int = 0
+    refused: int = 0
+    images: int = 0
+
+
+def predict(
+    model: AdaptedModel,
+    key: bytes,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    skip: Path,
+    workers: int,
+    seconds: float = 60.0,
+    progress: Callable[[Counts], None] = lambda _: None,
+) -> Counts:
+    """Append a record for every image under some folders that has none yet.
+
+    Parameters
+    ----------
+    key : bytes
+        The site's: patients are keyed hashes in the records.
+    out : Path
+        ``.csv``, or ``.jsonl``.
+    skip : Path
+        A folder that is not looked into: the site's own.
+    workers, seconds
+        Processes that read, and the longest time for one file.
+    progress : callable
+        Called after every batch.
+    """
+    table = _Table(out, model.classes)
+    counts = Counts(before=len(table.files))
+    tasks = (
+        Task((found.path,), str(found.path))
+        for path in paths
+        for found in walk(path.resolve(), skip=skip)
+        if keyed(b"", "", str(found.path)) not in table.files
+    )
+    work = Work(key, Reading(), (model.recipe,))
+    results = run_in_workers(partial(read, work), tasks, workers=workers, seconds=seconds, preload=[read.__module__])
+    with closing(results):
+        for batch in _batches(results):
+            table.append(_records(model, batch))
+            counts.done += len(batch)
+            counts.refused += sum(isinstance(found, Reason) for _, found in batch)
+            counts.images += sum(len(found) for _, found in batch if isinstance(found, list))
+            progress(counts)
+    return counts
+
+
+def pictures(
+    model: AdaptedModel,
+    key: bytes,
+    paths: Sequence[Path],
+    *,
+    skip: Path,
+    most: int,
+    workers: int,
+    seconds: float = 60.0,
+) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Return the first images under some folders by name, prepared; files that cannot be read are left out."""
+    tasks = (Task((found.path,), str(found.path)) for path in paths for found in walk(path.resolve(), skip=skip))
+    work = partial(read, Work(key, Reading(), (model.recipe,)))
+    out: list[tuple[str, NDArray[np.uint8]]] = []
+    with closing(run_in_workers(work, tasks, workers=workers, seconds=seconds, preload=[read.__module__])) as results:
+        for task, entries in results:
+            found = _found(entries)
+            for entry in found if isinstance(found, list) else []:
+                values = np.frombuffer(entry.pixels[0] or b"", np.uint8).reshape(model.recipe.shape)
+                out.append((task.name if entry.frame == 0 else f"{task.name}, frame {entry.frame}", values))
+            if len(out) >= most:
+                break
+    return out[:most]
+
+
+def write_patients(out: Path, model: AdaptedModel) -> Path:
+    """Write one record a patient beside the images' records: the mean of its images' probabilities and bounds.
+
+    The conformal set is that of the mean probability; its coverage was calibrated for single images.
+    """
+    sums: dict[str, _Sum] = {}
+    for record in _Table(out, model.classes).records():
+        if record["patient"] and not record["reason"]:
+            values = np.array([[float(record[f"{kind} {name}"]) for name in model.classes] for kind in _KINDS])
+            own = sums.setdefault(record["patient"], _Sum(np.zeros_like(values)))
+            own.values += values
+            own.images += 1
+            own.unlike += int(str(record["unlike"]) in {"True", "true", "1"})
+    path = out.with_name(f"{out.stem}.patients{out.suffix}")
+    path.unlink(missing_ok=True)
+    table = _Table(path, model.classes, first=("patient", "images"))
+    table.append(
+        {
+            "patient": who,
+            "images": own.images,
+            **_judged(model, own.values / own.images),
+            "unlike": own.unlike * 2 > own.images,
+        }
+        for who, own in sums.items()
+    )
+    return path
+
+
+_KINDS = ("p", "low", "high")
+
+
+@dataclass
+class _Sum:
+    values: np.ndarray[Any, np.dtype[np.float64]]
+    images: int = 0
+    unlike: int = 0
+
+
+Found = list[Entry] | Reason
+
+
+def _batches(results: Iterable[tuple[Task, Iterator[Any]]]) -> Iterator[list[tuple[str, Found]]]:
+    """Yield whole files, with about so many images at a time."""
+    batch: list[tuple[str, Found]] = []
+    images = 0
+    for task, entries in results:
+        found = _found(entries)
+        batch.append((task.name, found))
+        images += 1 if isinstance(found, Reason) else len(found)
+        if images >= _BATCH:
+            yield batch
+            batch, images = [], 0
+    if batch:
+        yield batch
+
+
+def _found(entries: Iterator[Any]) -> Found:
+    kept: list[Entry] = []
+    reason: Reason | None = None
+    for entry in entries:  # to its end, whatever it holds
+        if isinstance(entry, Failure):
+            reason = Reason.TOO_SLOW if entry.kind == TOO_SLOW else Reason.CRASHED
+        elif isinstance(entry, Reason):
+            reason = entry
+        else:
+            kept.append(entry)
+    return kept if reason is None else reason
+
+
+def _records(model: AdaptedModel, batch: Sequence[tuple[str, Found]]) -> Iterator[dict[str, Any]]:
+    pixels = [entry.pixels[0] or b"" for _, found in batch if isinstance(found, list) for entry in found]
+    images = np.frombuffer(b"".join(pixels), np.uint8).reshape(len(pixels), *model.recipe.shape)
+    judged = iter(judge(model, images))
+    for name, found in batch:
+        if isinstance(found, Reason):
+            yield {"file": name, "frame": 0, "patient": "", "reason": found.value}
+            continue
+        for entry in found:
+            who = entry.identifiers.get("PatientID", b"").hex()
+            yield {"file": name, "frame": entry.frame, "patient": who, **next(judged), "reason": ""}
+
+
+def judge(model: AdaptedModel, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
+    """Return what the records of prepared images ``[N, C, *]`` say of them."""
+    if not len(images):
+        return []
+    x = network_input(images.copy())
+    logits = model.classifier.logits(x)
+    values = np.concatenate([model.calibration.probabilities(logits)[None], model.calibration.intervals(logits)])
+    unlike = model.familiar.unlike(model.theta.features(x))
+    if model.grey is not None:
+        unlike |= np.array([(grey_share(image[None]) == 1) is not model.grey for image in images])
+    return [{**_judged(model, values[:, i]), "unlike": bool(unlike[i])} for i in range(len(images))]
+
+
+def _judged(model: AdaptedModel, values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
+    """Return the fields of probabilities, lower and upper bounds ``[3, C]``."""
+    members = 1 - values[0] <= model.calibration.threshold
+    fields = {
+        f"{kind} {name}": round(float(v), 4)
+        for row, kind in zip(values, _KINDS, strict=True)
+        for v, name in zip(row, model.classes, strict=True)
+    }
+    held = ";".join(name for name, member in zip(model.classes, members, strict=True) if member)
+    return {"class": model.classes[int(values[0].argmax())], "set": held, **fields}
+
+
+@dataclass
+class _Table:
+    """A file of records that grows by whole batches.
+
+    Attributes
+    ----------
+    files : set of bytes
+        Hashes of the names that have records.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    first: tuple[str, ...] = ("file", "frame", "patient")
+    files: set[bytes] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if self.path.suffix not in {".csv", ".jsonl"}:
+            raise DataError("--out takes a file that ends in .csv or .jsonl")
+        kinds = [f"{kind} {name}" for kind in _KINDS for name in self.classes]
+        self.columns = [*self.first, "class", "set", *kinds, "unlike", "reason"]
+        try:
+            if self.path.exists():
+                self._look()  # before anything is changed
+                self._mend()
+                self.files = {keyed(b"", "", record["file"]) for record in self.records()}
+            else:
+                self._write(
+                    "" if self.path.suffix == ".jsonl" else ",".join(map(_quoted, self.columns)) + "\n", new=True
+                )
+        except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+            raise DataError(
+                "the file of --out cannot be written, or holds something else: name another one, or remove it"
+            ) from None
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield what is in the file."""
+        with self.path.open(encoding="utf-8", newline="") as file:
+            if self.path.suffix == ".jsonl":
+                yield from map(json.loads, file)
+            else:
+                yield from csv.DictReader(file)
+
+    def append(self, records: Iterable[dict[str, Any]]) -> None:
+        """Write records, durably."""
+        lines = []
+        for record in records:
+            row = {column: record.get(column, "") for column in self.columns}
+            if self.path.suffix == ".jsonl":
+                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+            else:
+                lines.append(",".join(_quoted(str(value)) for value in row.values()) + "\n")
+        self._write("".join(lines))
+
+    def _write(self, text: str, *, new: bool = False) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT if new else 0)
+        with open(os.open(self.path, flags, 0o600), "ab") as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _look(self) -> None:
+        """Refuse a file whose first line is not one of these records, or their header."""
+        with self.path.open(encoding="utf-8", newline="") as file:
+            line = file.readline()
+        if line.endswith("\n"):
+            jsonl = self.path.suffix == ".jsonl"
+            found = list(json.loads(line)) if jsonl else next(csv.reader([line]))
+            if found != self.columns:
+                raise DataError("the file of --out holds something else: name another one")
+        elif self.path.suffix != ".jsonl" or line[:1] not in ("", "{"):
+            raise DataError("the file of --out holds something else: name another one")
+
+    def _mend(self) -> None:
+        """Cut off a last line without an end: a batch that was being written when the machine stopped."""
+        size = self.path.stat().st_size
+        with self.path.open("rb+") as file:
+            while size:
+                start = max(0, size - 65536)
+                file.seek(start)
+                end = file.read(size - start).rfind(b"\n")
+                if end >= 0:
+                    size = start + end + 1
+                    break
+                size = start
+            file.truncate(size)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text
