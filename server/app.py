@@ -1,5 +1,6 @@
 """The ServerApp: thin; everything is in `server.rounds`."""
 
+from contextlib import closing
 from functools import partial
 
 from flwr.app import Context
@@ -8,7 +9,9 @@ from flwr.serverapp import Grid, ServerApp
 from common.errors import WardroundError
 from common.study import Study
 from server.record import RunRecord, run_folder
+from server.report import write_report
 from server.rounds import run_study
+from server.tracking import open_trackers
 
 __all__ = ["app"]
 
@@ -18,16 +21,23 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the study that Flower's run configuration holds, or go on with the run that its key ``resume`` names."""
-    study, earlier = Study.from_run_config(context.run_config), str(context.run_config.get("resume", ""))
-    folder = run_folder(int(earlier or context.run_id))
-    record = RunRecord(folder, study, resume=bool(earlier))
+    config = context.run_config
+    study, earlier, track = Study.from_run_config(config), str(config.get("resume", "")), str(config.get("track", ""))
+    say = partial(print, flush=True)
+    record = RunRecord(run_folder(earlier or context.run_id), study, resume=bool(earlier))
     record.status(state="joining", run_id=context.run_id)
     try:
-        run_study(grid, study, record, partial(print, flush=True), resume=bool(earlier))
+        with closing(open_trackers(track, record.folder, study, say)) as trackers:
+            run_study(grid, study, record, say, resume=bool(earlier), trackers=trackers)
     except WardroundError as error:
         record.fail(str(error))
         raise
     except BaseException:
         record.status(state="stopped")
         raise
+    record.status(state="reporting")
+    try:
+        write_report(record.folder)
+    except Exception as error:  # the result is there already, and a report can be written again
+        say(f"no report ({type(error).__name__}: {error}): `wardround-study report {record.folder.name}` tries again")
     record.status(state="finished")

@@ -18,10 +18,10 @@ from common.signing import (
     verify,
 )
 from common.study import Study
-from server.export import Format, export_run, find_run
+from server.export import Format, export_run
 from server.files import write_atomic
-from server.record import run_folder
-from server.resume import resume_on_flower, study_of_run
+from server.resume import resume_on_flower
+from server.runs import find_run, recorded_study
 from server.watching import report, status
 
 __all__ = ["app", "read_study"]
@@ -81,7 +81,7 @@ def check(file: File, as_json: Json = False) -> None:
 @app.command(epilog="Example: wardround-study resume 7141206735270432915 --superlink consortium")
 @plain_errors
 def resume(
-    run: Annotated[int, typer.Argument(help="The run's number, as its folder is called.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, the path of its folder, or latest.")],
     superlink: Annotated[str, typer.Option(help="A connection of Flower's configuration.")] = "local",
     app_folder: Annotated[Path, typer.Option("--app", help="The folder with wardround's pyproject.toml.")] = Path("."),
     federation_config: Annotated[
@@ -91,13 +91,14 @@ def resume(
 ) -> None:
     """Go on with a run that was interrupted, from its last complete round; the outcome has the same bits.
 
-    Exit code 1: there is no such run, or it did not end with a result this time either.
+    Exit code 1: it did not end with a result this time either. Exit code 2: there is no such run.
     """
-    study = study_of_run(run)
+    folder = find_run(run)
     if federation_config is None and superlink == "local":
-        federation_config = f"num-supernodes={study.data.sites} client-resources-num-cpus=1"
-    resume_on_flower(run, app=app_folder, superlink=superlink, federation=federation_config)
-    print(f"run {run} has its result: {run_folder(run)}")
+        sites = recorded_study(folder).data.sites
+        federation_config = f"num-supernodes={sites} client-resources-num-cpus=1"
+    resume_on_flower(folder, app=app_folder, superlink=superlink, federation=federation_config)
+    print(f"the run has its result: {folder}")
 
 
 @app.command(epilog="Example: wardround-study keygen coordinator")

@@ -28,9 +28,9 @@ _CONTINUED = ("history.jsonl", "evaluations.jsonl")
 _STATUS_SECONDS = 0.5
 
 
-def run_folder(run_id: int) -> Path:
+def run_folder(run_id: int | str) -> Path:
     """Return the folder of a Flower run."""
-    return home() / "runs" / str(run_id)
+    return (home() / "runs" / str(run_id)).absolute()
 
 
 class RunRecord:

@@ -1,6 +1,5 @@
 """Who takes part: sites by name, the nodes that they answer from, and who is asked in a round."""
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ from common.contract import Instruction, pack_instruction
 from common.errors import NotPreparedError, RoundError
 from common.study import Study
 from server.exchange import Exchange, Note, Refusal
+from server.runs import natural
 
 __all__ = ["Choice", "Roster", "SiteState"]
 
@@ -241,9 +241,4 @@ class Roster:
 
 
 def _in_order(sites: Mapping[str, SiteState]) -> dict[str, SiteState]:
-    return {name: sites[name] for name in sorted(sites, key=_natural)}
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key: hospital-2 before hospital-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return {name: sites[name] for name in sorted(sites, key=natural)}

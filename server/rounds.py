@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from flwr.serverapp import Grid
@@ -21,9 +21,10 @@ from server.exchange import Exchange, Refusal
 from server.outer import OuterOptimiser
 from server.record import RunRecord
 from server.roster import Choice, Roster
+from server.tracking import Trackers
 from server.words import in_words, means
 
-__all__ = ["Tracker", "initial_theta", "run_study"]
+__all__ = ["initial_theta", "run_study"]
 
 Say = Callable[[str], None]
 Line = dict[str, Any]
@@ -33,19 +34,6 @@ _RECENT = 10
 #: Before a round is tried again; twice as long each time. What made it fail may take a while to pass.
 _PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
-
-
-class Tracker(Protocol):
-    """Something that is told how a run goes, beside its record."""
-
-    def round(self, line: Mapping[str, Any]) -> None:
-        """Take a line of ``history.jsonl``."""
-
-    def evaluation(self, line: Mapping[str, Any]) -> None:
-        """Take a line of ``evaluations.jsonl``."""
-
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Take the result."""
 
 
 def initial_theta(study: Study) -> dict[str, Tensor]:
@@ -63,7 +51,7 @@ def run_study(
     say: Say = print,
     *,
     resume: bool = False,
-    tracker: Tracker | None = None,
+    trackers: Trackers | None = None,
 ) -> None:
     """Run a study to its result, from its first round or from the last checkpoint.
 
@@ -77,14 +65,14 @@ def run_study(
     StorageError
         The record cannot be written.
     """
-    _Run(grid, study, record, say, tracker).run(resume=resume)
+    _Run(grid, study, record, say, trackers or Trackers({})).run(resume=resume)
 
 
 class _Run:
     """One run in progress: what a round changes, and what it needs."""
 
-    def __init__(self, grid: Grid, study: Study, record: RunRecord, say: Say, tracker: Tracker | None) -> None:
-        self.study, self.record, self.say, self.tracker = study, record, say, tracker
+    def __init__(self, grid: Grid, study: Study, record: RunRecord, say: Say, trackers: Trackers) -> None:
+        self.study, self.record, self.say, self.trackers = study, record, say, trackers
         self.needed = max(study.sites.quorum, sites_needed(study.aggregation))
         self.exchange = Exchange(grid, record.event)
         self.roster = Roster(study, self.exchange, record.event, self.needed)
@@ -136,8 +124,7 @@ class _Run:
         self.recent = [*self.recent, line["seconds"]][-_RECENT:]
         line["seconds_left"] = (self.rounds - number) * sum(self.recent) / len(self.recent)
         self.record.round(line)
-        if self.tracker:
-            self.tracker.round(line)
+        self.trackers.round(line)
         self.say(in_words(line, self.rounds))
         self.record.status(now=False, **means(line), seconds_left=line["seconds_left"])
         every = self.study.episodes.test_every
@@ -243,8 +230,7 @@ class _Run:
     def _keep_evaluation(self, line: Line) -> None:
         line = {**line, "at": time.time()}
         self.record.evaluation(line)
-        if self.tracker:
-            self.tracker.evaluation(line)
+        self.trackers.evaluation(line)
 
     def _patience_is_over(self) -> bool:
         patience = self.study.outer.patience
@@ -271,8 +257,7 @@ class _Run:
             "evaluations": [{k: v for k, v in line.items() if k != "at"} for line in self.record.evaluations()],
         }
         self.record.finish(result, unflatten(torch.from_numpy(theta), self.layout))
-        if self.tracker:
-            self.tracker.finish(result)
+        self.trackers.finish(result)
 
     @property
     def best_round(self) -> int | None:

@@ -74,12 +74,12 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Prepare a study's virtual hospitals and run it."""
-    from server.resume import study_of_run
+    from server.runs import find_run, recorded_study
     from simulations.engines.inprocess import run_in_process
 
     if resume is not None and (study or change):
         raise StudyError("--resume goes on with the run's own study: leave STUDY and -c out")
-    plan = _plan(study, change) if resume is None else study_of_run(resume)
+    plan = _plan(study, change) if resume is None else recorded_study(find_run(str(resume)))
     if engine == "flower":
         result, folder = _on_flower(plan, resume)
     else:

@@ -19,9 +19,8 @@ from common.meta.local_only import LocalOnly
 from common.models import Network, build
 from common.study import Study
 from server.export.plain import Plain, trace
-from server.record import run_folder
 
-__all__ = ["Predict", "Source", "find_run", "read_run"]
+__all__ = ["Predict", "Source", "read_run"]
 
 #: From images ``[N, C, *]`` to the outputs by name, ``[N, F]`` each.
 Predict = Callable[[Tensor], dict[str, Tensor]]
@@ -74,22 +73,6 @@ class Source:
         features = network.body(images.to(network.head.weight.dtype))
         out = {"features": features}
         return out | {"logits": network.head(features)} if self.has_head else out
-
-
-def find_run(run: str) -> Path:
-    """Return the folder of a run, given that folder or the run's number.
-
-    Raises
-    ------
-    ExportError
-        There is no such run.
-    """
-    folder = Path(run)
-    if not folder.is_dir() and run.isascii() and run.isdecimal():
-        folder = run_folder(int(run))
-    if not (folder / "study.json").is_file():
-        raise ExportError(f"{run} is no run: give a run's folder, or its number as in {run_folder(0).parent}")
-    return folder
 
 
 def read_run(folder: Path) -> Source:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from server.record import write_atomic
+from server.files import write_atomic
 from server.report.card import card
 from server.report.facts import read_facts
 from server.report.page import render

@@ -12,7 +12,7 @@ from common.errors import NotPreparedError, RoundError, StorageError, StudyError
 from common.study import Outer, Study
 from server.outer import OuterOptimiser
 from server.record import RunRecord, run_folder
-from server.resume import study_of_run
+from server.runs import recorded_study
 from simulations.engines.inprocess import run_in_process
 from tests.server.scripted import Scripted, a_study
 from tests.server.test_rounds import RUNS, no_pause
@@ -100,7 +100,7 @@ def test_the_record_says_what_happened(capsys: pytest.CaptureFixture[str]) -> No
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["round"]) == ("finished", 4)
     assert "resumed after round 2" in capsys.readouterr().out
-    assert study_of_run(number) == study
+    assert recorded_study(folder) == study
 
 
 def test_a_failed_run_can_be_resumed_when_the_sites_are_back() -> None:
@@ -135,8 +135,6 @@ def test_there_must_be_something_to_resume_and_no_run_is_written_over() -> None:
     study = a_study()
     with pytest.raises(NotPreparedError, match="no run to resume"):
         resumed(study, next(RUNS))
-    with pytest.raises(NotPreparedError, match="there is no run"):
-        study_of_run(next(RUNS))
     number, _ = run_in_process(study, client=Scripted(study), run_id=next(RUNS))
     with pytest.raises(RoundError, match="holds a run already: resume it"):
         run_in_process(study, client=Scripted(study), run_id=number)
