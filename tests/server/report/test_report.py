@@ -161,11 +161,16 @@ def test_what_the_sites_sent_stands_on_the_page_with_its_interval(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("gain", "words"),
-    [(0.12, "so theta helps"), (0.001, "which cannot be told from no gain"), (-0.12, "so theta does harm")],
+    [
+        (0.12, "so theta helps"),
+        (0.001, "which cannot be told from no gain"),
+        (-0.001, "which cannot be told from no gain"),
+        (-0.12, "so theta is worse than none"),
+    ],
 )
 def test_the_verdict_says_no_more_than_the_interval(gain: float, words: str, tmp_path: Path) -> None:
     page, card = read(write_run(tmp_path / "7", rounds=6, gain=gain))
-    others = {"so theta helps", "which cannot be told from no gain", "so theta does harm"} - {words}
+    others = {"so theta helps", "which cannot be told from no gain", "so theta is worse than none"} - {words}
     for text in (page.text, card):
         assert words in text
         assert not any(other in text for other in others)
