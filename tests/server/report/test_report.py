@@ -240,6 +240,15 @@ def test_a_folder_of_before_there_was_a_status_is_read(tmp_path: Path) -> None:
     assert "hospital-3 *" in page.text
 
 
+@pytest.mark.parametrize(("state", "words"), [("finished", "finished all 4 rounds"), ("failed", "failed after 4 of 4")])
+def test_a_report_that_the_run_itself_writes_says_how_it_ended(state: str, words: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "7", rounds=4, state=state)
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**status, "state": "reporting"}))
+    page, _ = read(folder)
+    assert f"The run {words}" in page.text
+
+
 def test_the_command_writes_both_and_says_where(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "7", rounds=2)
     result = CliRunner().invoke(app, ["report", str(folder)])
