@@ -1,6 +1,6 @@
 """The ServerApp: thin; everything is in `server.rounds`."""
 
-from contextlib import closing
+from collections.abc import Callable
 from functools import partial
 
 from flwr.app import Context
@@ -11,7 +11,6 @@ from common.study import Study
 from server.record import RunRecord, run_folder
 from server.report import write_report
 from server.rounds import run_study
-from server.tracking import open_trackers
 
 __all__ = ["app"]
 
@@ -27,17 +26,21 @@ def main(grid: Grid, context: Context) -> None:
     record = RunRecord(run_folder(earlier or context.run_id), study, resume=bool(earlier))
     record.status(state="joining", run_id=context.run_id)
     try:
-        with closing(open_trackers(track, record.folder, study, say)) as trackers:
-            run_study(grid, study, record, say, resume=bool(earlier), trackers=trackers)
+        run_study(grid, study, record, say, resume=bool(earlier), track=track)
     except WardroundError as error:
         record.fail(str(error))
+        _report(record, say)
         raise
     except BaseException:
         record.status(state="stopped")
         raise
     record.status(state="reporting")
+    _report(record, say)
+    record.status(state="finished")
+
+
+def _report(record: RunRecord, say: Callable[[str], None]) -> None:
     try:
         write_report(record.folder)
-    except Exception as error:  # the result is there already, and a report can be written again
+    except Exception as error:  # what the run came to is there already, and a report can be written again
         say(f"no report ({type(error).__name__}: {error}): `wardround-study report {record.folder.name}` tries again")
-    record.status(state="finished")

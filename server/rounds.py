@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from server.exchange import Exchange, Refusal
 from server.outer import OuterOptimiser
 from server.record import RunRecord
 from server.roster import Choice, Roster
-from server.tracking import Trackers
+from server.tracking import open_trackers
 from server.words import in_words, means
 
 __all__ = ["initial_theta", "run_study"]
@@ -51,9 +52,18 @@ def run_study(
     say: Say = print,
     *,
     resume: bool = False,
-    trackers: Trackers | None = None,
+    track: str = "",
 ) -> None:
     """Run a study to its result, from its first round or from the last checkpoint.
+
+    Parameters
+    ----------
+    say : callable
+        Gets a line of text a round, and what else a person should know.
+    resume : bool
+        Go on with what the record holds.
+    track : str
+        Where figures go besides the record: see `server.tracking.open_trackers`.
 
     Raises
     ------
@@ -65,14 +75,14 @@ def run_study(
     StorageError
         The record cannot be written.
     """
-    _Run(grid, study, record, say, trackers or Trackers({})).run(resume=resume)
+    _Run(grid, study, record, say).run(resume=resume, track=track)
 
 
 class _Run:
     """One run in progress: what a round changes, and what it needs."""
 
-    def __init__(self, grid: Grid, study: Study, record: RunRecord, say: Say, trackers: Trackers) -> None:
-        self.study, self.record, self.say, self.trackers = study, record, say, trackers
+    def __init__(self, grid: Grid, study: Study, record: RunRecord, say: Say) -> None:
+        self.study, self.record, self.say = study, record, say
         self.needed = max(study.sites.quorum, sites_needed(study.aggregation))
         self.exchange = Exchange(grid, record.event)
         self.roster = Roster(study, self.exchange, record.event, self.needed)
@@ -83,7 +93,7 @@ class _Run:
         self.best: Best | None = None
         self.recent: list[float] = []
 
-    def run(self, *, resume: bool) -> None:
+    def run(self, *, resume: bool, track: str) -> None:
         study = self.study
         checkpoint = latest(self.record.folder / "checkpoints", self._warn) if resume else None
         self.record.status(state="joining", round=checkpoint.round if checkpoint else 0, rounds=self.rounds)
@@ -104,9 +114,10 @@ class _Run:
         self.say("privacy: no formal guarantee (privacy.mechanism = 'none')")
         if not checkpoint:
             self._checkpoint()
-        while self.round < self.rounds and not self._patience_is_over():
-            self._one_round(self.round + 1)
-        self._conclude()
+        with closing(open_trackers(track, self.record.folder, study, self.say)) as self.trackers:
+            while self.round < self.rounds and not self._patience_is_over():
+                self._one_round(self.round + 1)
+            self._conclude()
 
     def _join(self) -> None:
         self.roster.gather(start=True)

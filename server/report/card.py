@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from server.report.facts import MOMENTS, STATES, Facts
 from server.report.words import (
-    CLASSES,
     FIGURES,
     LIMITS,
     cell,
+    classes,
     day,
     in_words,
     left_out,
+    meanings,
     privacy,
     reproduce,
     rows,
@@ -91,12 +92,12 @@ def _evaluation(facts: Facts) -> Iterator[str]:
         return
     yield (
         f"After round {final.round:,}, on {final.side} patients. Means with 95 % intervals over meta-test episodes; "
-        "accuracies in per cent; gain: adapted less from scratch. A star marks a site that never trained.\n"
+        f"accuracies in per cent. A star marks a site that never trained. {meanings(final)}\n"
     )
     for pool in final.pools:
         shown = rows(final, pool, facts.held_out)
         there = [m for m in MOMENTS if any((pool, m) in final.figures[s] for s in shown)]
-        yield f"### {CLASSES[pool]}\n"
+        yield f"### {classes(final, pool)}\n"
         yield from _table(
             ["site", *(FIGURES[m][0] for m in there)],
             [

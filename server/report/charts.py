@@ -89,7 +89,9 @@ def evaluations_chart(evaluations: Sequence[Evaluation], sites: Sequence[str]) -
     mean = np.array([m.mean if m else np.nan for m in means])
     half = np.array([m.half if m else np.nan for m in means])
     worst = np.array([np.nan if low is None else low for low in lows])
-    lines = [Line(x, mean, INK, "mean", 2.0, dots=True), Line(x, worst, PALETTE[1], "worst site", 1.6, dots=True)]
+    lines = [Line(x, mean, INK, "mean", 2.0, dots=True)]
+    if len(sites) > 1:
+        lines.append(Line(x, worst, PALETTE[1], "worst site", 1.6, dots=True))
     band = Band(x, mean - half, mean + half, INK)
     return plot(lines, [band], label="accuracy after adaptation, evaluation by evaluation", width=WIDTH, percent=True)
 

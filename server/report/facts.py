@@ -175,7 +175,9 @@ def read_facts(folder: Path) -> Facts:
     held_out = known | set(study.sites.held_out_names)
     training = {s for s, about in status.get("sites", {}).items() if about.get("role") != "held-out"}
     failed = folder / "failure.txt"
-    state = status.get("state") or ("finished" if result else "failed" if failed.exists() else "training")
+    state = status.get("state", "reporting")
+    if state == "reporting":  # the report is written before the run says that it has ended
+        state = "finished" if result else "failed" if failed.exists() else state
     times = [e["at"] for e in events if "at" in e]
     times += [float(t) for t in history.scalars["at"] if math.isfinite(t)]
     return Facts(

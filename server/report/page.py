@@ -11,15 +11,16 @@ from server.report import charts
 from server.report.facts import MOMENTS, STATES, Evaluation, Facts
 from server.report.style import HEAD
 from server.report.words import (
-    CLASSES,
     FIGURES,
     LIMITS,
     WHY,
     cell,
+    classes,
     day,
     in_words,
     left_out,
     listed,
+    meanings,
     notable,
     privacy,
     reproduce,
@@ -95,10 +96,10 @@ def _numbers(facts: Facts) -> str:
             if not set(facts.judges) <= set(facts.held_out):
                 where = "at sites that trained"
             if after:
-                words = f"accuracy, {CLASSES[pool].lower()}, adapted, {where}"
+                words = f"accuracy, {classes(final, pool).lower()}, adapted, {where}"
                 boxes.append((words, f"{100 * after.mean:.1f} <small>± {100 * after.half:.1f} %</small>"))
             if gain:
-                words = f"points over training from scratch, {CLASSES[pool].lower()}"
+                words = f"points over training from scratch, {classes(final, pool).lower()}"
                 boxes.append((words, f"{100 * gain.mean:+.1f} <small>± {100 * gain.half:.1f}</small>"))
     if len(history.rounds):
         boxes.append(("sent up by all sites", _text(size(float(np.nansum(history.scalars["bytes_up"]))))))
@@ -116,16 +117,15 @@ def _worth(facts: Facts, final: Evaluation) -> Iterator[str]:
     for pool in final.pools:
         shown = rows(final, pool, facts.held_out)
         more = left_out(final, pool, shown)
-        yield f"<figure><h3>{CLASSES[pool]}</h3>{charts.figures_chart(final, shown, pool, facts.held_out)}</figure>\n"
+        drawing = charts.figures_chart(final, shown, pool, facts.held_out)
+        yield f"<figure><h3>{classes(final, pool)}</h3>{drawing}</figure>\n"
         yield _figures(final, shown, pool, facts.held_out)
         if more:
             yield f'<p class="note">{_text(more)}</p>\n'
     yield (
         '<p class="note">Means with 95 % intervals over meta-test episodes, '
         f"{'test' if final.side == 'test' else 'validation'} patients, round {final.round:,}; accuracies in per cent. "
-        "Bold with *: the site never trained. Before: theta without adaptation. Gain: adapted less from scratch, "
-        "in points, paired by episode. Balanced accuracy: mean over classes. AUROC: how well classes are ranked; 0.5 "
-        "is chance, 1 is perfect. ECE: how far stated confidence is from being right, 0 is best.</p>\n"
+        f"Bold with *: the site never trained. {meanings(final)}</p>\n"
     )
     for site, why in final.out.items():
         yield f'<p class="note">{_text(site)} gave no evaluation: {_text(why)}.</p>\n'
@@ -191,12 +191,12 @@ def _roster(facts: Facts) -> Iterator[str]:
     }
     there = [k for k in range(len(STATES)) if any(c[k] for c in counts.values())]
     order = sorted(counts, key=lambda site: counts[site][0] - sum(counts[site]))[:_ROWS]
-    head = [("site", False), *((_STATES[STATES[k]], True) for k in there), ("last failure", False)]
-    body = [
-        _row([site, *(f"{counts[site][k]:,}" for k in there), _last_failure(facts, site)])
-        for site in sorted(order, key=natural)
-    ]
-    yield _table(head, body)
+    head = [("site", False), *((_STATES[STATES[k]], True) for k in there)]
+    body = [[site, *(f"{counts[site][k]:,}" for k in there)] for site in sorted(order, key=natural)]
+    if facts.failures:
+        head.append(("last failure", False))
+        body = [[*row, _last_failure(facts, row[0])] for row in body]
+    yield _table(head, map(_row, body))
     yield '<p class="note">Rounds that a site spent in each state, in the attempt that completed the round.'
     yield _others(len(counts), "fewer absences")
     yield "</p>\n</section>\n"

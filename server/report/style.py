@@ -69,7 +69,8 @@ pre.study span { display: block; break-inside: avoid; }
 pre.study b { font-weight: 700; }
 ul { margin: 0 0 1rem; padding-left: 1.15rem; max-width: 42rem; }
 li { margin-bottom: .4rem; }
-@media (max-width: 40rem) { body { font-size: 16px; } main { padding-top: 2rem; } .two { grid-template-columns: 1fr; }
+@media (max-width: 40rem) { figure { overflow-x: auto; } figure > svg { min-width: 36rem; }
+  body { font-size: 16px; } main { padding-top: 2rem; } .two { grid-template-columns: 1fr; }
   dl.words { grid-template-columns: 1fr; gap: 0; } dl.words dd { margin-bottom: .6rem; } }
 @page { size: A4; margin: 17mm 17mm 19mm; }
 @media print { body { font-size: 10.2pt; } main { max-width: none; padding: 0; } h1 { font-size: 22pt; }

@@ -8,15 +8,16 @@ from server.report.facts import Estimate, Evaluation, Facts
 from server.units import size
 
 __all__ = [
-    "CLASSES",
     "FIGURES",
     "LIMITS",
     "WHY",
     "cell",
+    "classes",
     "day",
     "in_words",
     "left_out",
     "listed",
+    "meanings",
     "notable",
     "privacy",
     "reproduce",
@@ -56,7 +57,14 @@ FIGURES = {
     "ece": ("ECE", 1, 2, ""),
 }
 
-CLASSES = {"known": "Known classes", "new": "New classes"}
+_CLASSES = {"known": "Known classes", "new": "New classes"}
+_MEANING = {
+    "before": "Before: theta without adaptation.",
+    "gain": "Gain: adapted less from scratch, in points, paired by episode.",
+    "balanced": "Balanced accuracy: mean over classes.",
+    "auroc": "AUROC: how well classes are ranked; 0.5 is chance, 1 is perfect.",
+    "ece": "ECE: how far stated confidence is from being right; 0 is best.",
+}
 
 LIMITS = (
     "The intervals are over meta-test episodes: they say how much the drawing of scans matters, at these sites. They "
@@ -184,7 +192,7 @@ def _tells(gain: Estimate) -> str:
     if gain.low > 0:
         return "so theta helps"
     if gain.high < 0:
-        return "so theta does harm"
+        return "so theta is worse than none"
     return "which cannot be told from no gain"
 
 
@@ -284,6 +292,17 @@ def left_out(evaluation: Evaluation, pool: str, shown: Sequence[str]) -> str:
         f"Shown are sites that never trained and the {_ENDS} lowest and highest; the other {len(rest)} have "
         f"{100 * mean.mean:.1f} % on average after adaptation. All are in evaluations.jsonl."
     )
+
+
+def classes(final: Evaluation, pool: str) -> str:
+    """Return the name of a pool of classes, where there are several."""
+    return _CLASSES[pool] if len(final.pools) > 1 else "All classes"
+
+
+def meanings(final: Evaluation) -> str:
+    """Return what the columns of an evaluation's tables mean."""
+    there = {moment for figures in final.figures.values() for _, moment in figures}
+    return " ".join(meaning for moment, meaning in _MEANING.items() if moment in there)
 
 
 def cell(estimate: Estimate | None, moment: str) -> str:

@@ -161,11 +161,16 @@ def test_what_the_sites_sent_stands_on_the_page_with_its_interval(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("gain", "words"),
-    [(0.12, "so theta helps"), (0.001, "which cannot be told from no gain"), (-0.12, "so theta does harm")],
+    [
+        (0.12, "so theta helps"),
+        (0.001, "which cannot be told from no gain"),
+        (-0.001, "which cannot be told from no gain"),
+        (-0.12, "so theta is worse than none"),
+    ],
 )
 def test_the_verdict_says_no_more_than_the_interval(gain: float, words: str, tmp_path: Path) -> None:
     page, card = read(write_run(tmp_path / "7", rounds=6, gain=gain))
-    others = {"so theta helps", "which cannot be told from no gain", "so theta does harm"} - {words}
+    others = {"so theta helps", "which cannot be told from no gain", "so theta is worse than none"} - {words}
     for text in (page.text, card):
         assert words in text
         assert not any(other in text for other in others)
@@ -233,6 +238,15 @@ def test_a_folder_of_before_there_was_a_status_is_read(tmp_path: Path) -> None:
     page, _ = read(folder)
     assert "The run finished all 4 rounds" in page.text
     assert "hospital-3 *" in page.text
+
+
+@pytest.mark.parametrize(("state", "words"), [("finished", "finished all 4 rounds"), ("failed", "failed after 4 of 4")])
+def test_a_report_that_the_run_itself_writes_says_how_it_ended(state: str, words: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "7", rounds=4, state=state)
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**status, "state": "reporting"}))
+    page, _ = read(folder)
+    assert f"The run {words}" in page.text
 
 
 def test_the_command_writes_both_and_says_where(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from server.report.charts import _binned, _shares, _smooth, roster_chart
 from server.report.facts import STATES, History
-from server.report.svg import Band, Line, Scale, plot, spread, text, ticks
+from server.report.svg import Band, Line, Scale, plot, spread, svg, text, ticks
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -55,6 +55,10 @@ def test_nothing_known_draws_an_empty_plot() -> None:
 
 def test_names_are_text() -> None:
     assert text(0, 0, '<b>&"\x1b') == '<text x="0.0" y="0.0" fill="#5f6368">&lt;b&gt;&amp;&quot;\ufffd</text>'
+
+
+def test_a_label_is_text() -> None:
+    assert svg(1, 2, '"><b>', ["x"]) == '<svg viewBox="0 0 1 2" role="img" aria-label="&quot;&gt;&lt;b&gt;">x</svg>'
 
 
 def test_smoothing_is_the_mean_of_what_is_known_around() -> None:
