@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from client.adapt.images import Labelled
     from client.adapt.run import Outcome
     from client.adapt.trained import Trained
+    from client.predict import Counts
 
 __all__ = ["adapt", "predict"]
 
@@ -139,7 +140,8 @@ def predict(
     A record holds each class's calibrated probability with an interval, the conformal set, and whether the image is
     unlike those that the model was adapted to; of a file that cannot be read, the reason. Records name files and stay
     at this site; patients are keyed hashes. Ctrl-C keeps what is done, and the same command goes on. A page (.html)
-    shows the first 200 images with their probabilities, and which part of each its class comes from.
+    shows the first 200 images with their probabilities, and which part of each its class comes from. Structured
+    reports (.sr, a folder) are unverified Comprehensive SRs that reference the source instance: DICOM files only.
 
     Exit codes: 0 done. 10 the model says DO NOT USE, and --anyway was not given. 1 nothing could be read or written.
     """
@@ -176,10 +178,13 @@ def predict(
             speed = progress.tasks[0].speed
             progress.update(bar, completed=counts.before + counts.done, rate=f"{speed:.0f} files/s" if speed else "")
 
-        counts = run(
+        write = run
+        if out.suffix == ".sr":
+            write = _reports()
+        counts = write(
             adapted, key, paths, out, skip=place, workers=workers or cpu_cores(), seconds=seconds, progress=update
         )
-    patients = write_patients(out, adapted)
+    written = [out] if out.suffix == ".sr" else [out, write_patients(out, adapted)]
     if counts.before + counts.done - counts.refused == 0:
         raise DataError(f"none of {counts.done} files is an image: the reasons are in the records")
     report = {**vars(counts), "usable": not adapted.refusals}
@@ -187,7 +192,17 @@ def predict(
         print(json.dumps(report, indent=1))
     else:
         print(f"{counts.images} images of {counts.done} files predicted, {counts.refused} files refused,", end=" ")
-        print(f"{counts.before} done before: {out.name}, {patients.name}")
+        print(f"{counts.before} done before: {', '.join(path.name for path in written)}")
+
+
+def _reports() -> Callable[..., "Counts"]:
+    try:
+        import highdicom  # noqa: F401
+    except ModuleNotFoundError:
+        raise DataError("highdicom is missing: pip install 'wardround[sr]'") from None
+    from client.predict import reports
+
+    return reports
 
 
 def _code(outcome: "Outcome") -> int:
