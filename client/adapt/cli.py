@@ -1,4 +1,4 @@
-"""`wardround-site adapt` and `predict`; registered in ``client/cli.py``."""
+"""`wardround-site adapt`, `predict` and `worklist`; registered in ``client/cli.py``."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from client.adapt.trained import Trained
     from client.predict import Counts
 
-__all__ = ["adapt", "predict"]
+__all__ = ["adapt", "predict", "worklist"]
 
 
 @plain_errors
@@ -193,6 +193,30 @@ def predict(
     else:
         print(f"{counts.images} images of {counts.done} files predicted, {counts.refused} files refused,", end=" ")
         print(f"{counts.before} done before: {', '.join(path.name for path in written)}")
+
+
+@plain_errors
+def worklist(
+    records: Annotated[Path, typer.Argument(metavar="RECORDS", help="As `predict` wrote them with this model.")],
+    model: Annotated[Path, typer.Option(help="Folder of the adapted model.")],
+    top: Annotated[int, typer.Option(min=1, help="How many patients.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+) -> None:
+    """Say which patients to label next: those of whom the model is least sure, by the entropy of its probabilities.
+
+    Patients that supported the model are left out; images unlike those come last. What is printed names files: it stays
+    at this site.
+    """
+    from client.adapt.folder import read_adapted
+    from client.worklist import worklist as rank
+
+    found = rank(records, read_adapted(model), model / "patients.json")[:top]
+    if as_json:
+        print(json.dumps([vars(candidate) for candidate in found], indent=1))
+        return
+    for candidate in found:
+        note = "  unlike the others: look first" if candidate.unlike else ""
+        print(f"{candidate.entropy:.2f}  {candidate.images} images  {candidate.file}{note}")
 
 
 def _reports() -> Callable[..., "Counts"]:
