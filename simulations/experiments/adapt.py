@@ -35,7 +35,9 @@ __all__ = ["main", "one_draw", "table"]
 _COVERAGE = 0.9
 
 
-def one_draw(trained: Trained, images: Labelled, shots: int, number: int, *, shuffled: bool = False) -> dict[str, Any]:
+def one_draw(
+    trained: Trained, images: Labelled, shots: int, number: int, *, shuffled: bool = False, alone: bool = False
+) -> dict[str, Any]:
     """Return every method's figures on all patients that one draw of support patients leaves, and the verdict.
 
     ``shuffled`` deals the patients' labels anew first: there is nothing to learn, and the verdict must be no. ``alone``
@@ -61,6 +63,7 @@ def one_draw(trained: Trained, images: Labelled, shots: int, number: int, *, shu
             "the same of perfect probabilities": perfect,
             "coverage": covered,
             "set size": size,
+            "gaps": calibration_gaps(outcome.probabilities[0], judged.labels, judged.weights).tolist(),
             "setting": vars(outcome.settings[0]),
         }
     if alone:
