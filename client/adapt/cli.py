@@ -74,7 +74,8 @@ def adapt(
     scratch and beside simple features, on patients that none of them saw.
 
     Exit codes: 0 may be used. 10 no gain over a baseline is shown. 11 a class has too few patients. 12 the images are
-    not what theta was trained on. 13 it may be chance. Of several, the highest of 12, 11, 13, 10 in this order.
+    not what theta was trained on. 13 it may be chance. 14 no file is an image with a label and a patient. Of several,
+    the first of 12, 11, 13, 10.
     1 nothing could be read or written. 2 the model's study is damaged.
     """
     from client.adapt.folder import write_adapted
@@ -90,6 +91,7 @@ def adapt(
         raise DataError("--shots and --all are two ways to choose: give one")
     trained, place = read_trained(model), site or home() / "site"
     with (
+        _nothing(),
         _progress(as_json) as say,
         _images(trained, place, folders, labels, rename, names(task), each_a_patient, took_part) as found,
     ):
@@ -265,6 +267,19 @@ def _images(
     source = Labels(labels, columns)
     with from_folders(folders, source, recipe, classes, site=site, each_a_patient=each_a_patient) as (images, _):
         yield images
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    """Give an empty folder an exit code of its own."""
+    from client.adapt.images import NoImagesError
+    from client.adapt.verdict import Exit
+
+    try:
+        yield
+    except NoImagesError as error:
+        print(f"DO NOT USE: {error}", file=sys.stderr)
+        raise SystemExit(int(Exit.NO_IMAGES)) from None
 
 
 @contextmanager
