@@ -59,6 +59,7 @@ app.command(epilog="Example: wardround-site adapt --model run --task mel,nv --ou
 app.command(epilog="Example: wardround-site predict /data/new --model skin-model --out predictions.csv")(
     adapting.predict
 )
+app.command(epilog="Example: wardround-site worklist predictions.csv --model skin-model --top 10")(adapting.worklist)
 
 
 @app.command("index", epilog="Example: wardround-site index /data/ct --labels diagnoses.csv --study skin.toml")

@@ -4,12 +4,9 @@ Records are written in whole batches of whole files, so that a run that is stopp
 goes on where it ended. Memory grows with nothing but the names of the files that are done, and the patients.
 """
 
-import csv
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +22,9 @@ from client.data.picture import Reading, Reason
 from client.data.pool import TOO_SLOW, Failure, run_in_workers
 from client.data.walk import walk
 from client.data.worker import Entry, Task, Work, read
-from common.errors import DataError
+from client.records import KINDS, Table
 
-__all__ = ["Counts", "judge", "pictures", "predict", "write_patients"]
+__all__ = ["Counts", "judge", "pictures", "predict", "reports", "write_patients"]
 
 #: Images that are predicted and written at once.
 _BATCH = 256
@@ -69,13 +66,13 @@ def predict(
     progress : callable
         Called after every batch.
     """
-    table = _Table(out, model.classes)
+    table = Table(out, model.classes)
     counts = Counts(before=len(table.files))
     tasks = (
         Task((found.path,), str(found.path))
         for path in paths
         for found in walk(path.resolve(), skip=skip)
-        if keyed(b"", "", str(found.path)) not in table.files
+        if not table.has(str(found.path))
     )
     work = Work(key, Reading(), (model.recipe,))
     results = run_in_workers(partial(read, work), tasks, workers=workers, seconds=seconds, preload=[read.__module__])
@@ -114,22 +111,71 @@ def pictures(
     return out[:most]
 
 
+def reports(
+    model: AdaptedModel,
+    key: bytes,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    skip: Path,
+    workers: int,
+    seconds: float = 60.0,
+    progress: Callable[[Counts], None] = lambda _: None,
+) -> Counts:
+    """Write a DICOM structured report into ``out`` for every DICOM file under some folders that has none yet.
+
+    A report is named by the keyed hash of its file's path. Files that are no DICOM, or cannot be read, count as
+    refused.
+    """
+    import pydicom
+
+    from client.structured import structured_report, write_report
+
+    out.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def target(path: str) -> Path:
+        return out / f"{keyed(key, 'path', path).hex()}.dcm"
+
+    counts = Counts()
+    found = [f.path for path in paths for f in walk(path.resolve(), skip=skip)]
+    counts.before = sum(target(str(path)).exists() for path in found)
+    tasks = (Task((path,), str(path)) for path in found if not target(str(path)).exists())
+    work = partial(read, Work(key, Reading(), (model.recipe,)))
+    with closing(run_in_workers(work, tasks, workers=workers, seconds=seconds, preload=[read.__module__])) as results:
+        for batch in _batches(results):
+            records = list(_records(model, batch))
+            for name, entries in batch:
+                counts.done += 1
+                own = [record for record in records if record["file"] == name and not record["reason"]]
+                try:
+                    source = pydicom.dcmread(name, stop_before_pixels=True) if own else None
+                except (pydicom.errors.InvalidDicomError, OSError):
+                    source = None
+                if source is None or isinstance(entries, Reason):
+                    counts.refused += 1
+                else:
+                    write_report(target(name), structured_report(model, source, own))
+                    counts.images += len(own)
+            progress(counts)
+    return counts
+
+
 def write_patients(out: Path, model: AdaptedModel) -> Path:
     """Write one record a patient beside the images' records: the mean of its images' probabilities and bounds.
 
     The conformal set is that of the mean probability; its coverage was calibrated for single images.
     """
     sums: dict[str, _Sum] = {}
-    for record in _Table(out, model.classes).records():
+    for record in Table(out, model.classes).records():
         if record["patient"] and not record["reason"]:
-            values = np.array([[float(record[f"{kind} {name}"]) for name in model.classes] for kind in _KINDS])
+            values = np.array([[float(record[f"{kind} {name}"]) for name in model.classes] for kind in KINDS])
             own = sums.setdefault(record["patient"], _Sum(np.zeros_like(values)))
             own.values += values
             own.images += 1
             own.unlike += int(str(record["unlike"]) in {"True", "true", "1"})
     path = out.with_name(f"{out.stem}.patients{out.suffix}")
     path.unlink(missing_ok=True)
-    table = _Table(path, model.classes, first=("patient", "images"))
+    table = Table(path, model.classes, first=("patient", "images"))
     table.append(
         {
             "patient": who,
@@ -140,9 +186,6 @@ def write_patients(out: Path, model: AdaptedModel) -> Path:
         for who, own in sums.items()
     )
     return path
-
-
-_KINDS = ("p", "low", "high")
 
 
 @dataclass
@@ -214,99 +257,8 @@ def _judged(model: AdaptedModel, values: np.ndarray[Any, np.dtype[np.float64]]) 
     members = 1 - values[0] <= model.calibration.threshold
     fields = {
         f"{kind} {name}": round(float(v), 4)
-        for row, kind in zip(values, _KINDS, strict=True)
+        for row, kind in zip(values, KINDS, strict=True)
         for v, name in zip(row, model.classes, strict=True)
     }
     held = ";".join(name for name, member in zip(model.classes, members, strict=True) if member)
     return {"class": model.classes[int(values[0].argmax())], "set": held, **fields}
-
-
-@dataclass
-class _Table:
-    """A file of records that grows by whole batches.
-
-    Attributes
-    ----------
-    files : set of bytes
-        Hashes of the names that have records.
-    """
-
-    path: Path
-    classes: tuple[str, ...]
-    first: tuple[str, ...] = ("file", "frame", "patient")
-    files: set[bytes] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        if self.path.suffix not in {".csv", ".jsonl"}:
-            raise DataError("--out takes a file that ends in .csv or .jsonl")
-        kinds = [f"{kind} {name}" for kind in _KINDS for name in self.classes]
-        self.columns = [*self.first, "class", "set", *kinds, "unlike", "reason"]
-        try:
-            if self.path.exists():
-                self._look()  # before anything is changed
-                self._mend()
-                self.files = {keyed(b"", "", record["file"]) for record in self.records()}
-            else:
-                self._write(
-                    "" if self.path.suffix == ".jsonl" else ",".join(map(_quoted, self.columns)) + "\n", new=True
-                )
-        except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError):
-            raise DataError(
-                "the file of --out cannot be written, or holds something else: name another one, or remove it"
-            ) from None
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Yield what is in the file."""
-        with self.path.open(encoding="utf-8", newline="") as file:
-            if self.path.suffix == ".jsonl":
-                yield from map(json.loads, file)
-            else:
-                yield from csv.DictReader(file)
-
-    def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Write records, durably."""
-        lines = []
-        for record in records:
-            row = {column: record.get(column, "") for column in self.columns}
-            if self.path.suffix == ".jsonl":
-                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-            else:
-                lines.append(",".join(_quoted(str(value)) for value in row.values()) + "\n")
-        self._write("".join(lines))
-
-    def _write(self, text: str, *, new: bool = False) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT if new else 0)
-        with open(os.open(self.path, flags, 0o600), "ab") as file:
-            file.write(text.encode("utf-8", "surrogateescape"))
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _look(self) -> None:
-        """Refuse a file whose first line is not one of these records, or their header."""
-        with self.path.open(encoding="utf-8", newline="") as file:
-            line = file.readline()
-        if line.endswith("\n"):
-            jsonl = self.path.suffix == ".jsonl"
-            found = list(json.loads(line)) if jsonl else next(csv.reader([line]))
-            if found != self.columns:
-                raise DataError("the file of --out holds something else: name another one")
-        elif self.path.suffix != ".jsonl" or line[:1] not in ("", "{"):
-            raise DataError("the file of --out holds something else: name another one")
-
-    def _mend(self) -> None:
-        """Cut off a last line without an end: a batch that was being written when the machine stopped."""
-        size = self.path.stat().st_size
-        with self.path.open("rb+") as file:
-            while size:
-                start = max(0, size - 65536)
-                file.seek(start)
-                end = file.read(size - start).rfind(b"\n")
-                if end >= 0:
-                    size = start + end + 1
-                    break
-                size = start
-            file.truncate(size)
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text

@@ -1,4 +1,4 @@
-"""`wardround-site adapt` and `predict`; registered in ``client/cli.py``."""
+"""`wardround-site adapt`, `predict` and `worklist`; registered in ``client/cli.py``."""
 
 import json
 import sys
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from client.adapt.images import Labelled
     from client.adapt.run import Outcome
     from client.adapt.trained import Trained
+    from client.predict import Counts
 
-__all__ = ["adapt", "predict"]
+__all__ = ["adapt", "predict", "worklist"]
 
 
 @plain_errors
@@ -73,7 +74,8 @@ def adapt(
     scratch and beside simple features, on patients that none of them saw.
 
     Exit codes: 0 may be used. 10 no gain over a baseline is shown. 11 a class has too few patients. 12 the images are
-    not what theta was trained on. 13 it may be chance. Of several, the highest of 12, 11, 13, 10 in this order.
+    not what theta was trained on. 13 it may be chance. 14 no file is an image with a label and a patient. Of several,
+    the first of 12, 11, 13, 10.
     1 nothing could be read or written. 2 the model's study is damaged.
     """
     from client.adapt.folder import write_adapted
@@ -89,6 +91,7 @@ def adapt(
         raise DataError("--shots and --all are two ways to choose: give one")
     trained, place = read_trained(model), site or home() / "site"
     with (
+        _nothing(),
         _progress(as_json) as say,
         _images(trained, place, folders, labels, rename, names(task), each_a_patient, took_part) as found,
     ):
@@ -139,7 +142,8 @@ def predict(
     A record holds each class's calibrated probability with an interval, the conformal set, and whether the image is
     unlike those that the model was adapted to; of a file that cannot be read, the reason. Records name files and stay
     at this site; patients are keyed hashes. Ctrl-C keeps what is done, and the same command goes on. A page (.html)
-    shows the first 200 images with their probabilities, and which part of each its class comes from.
+    shows the first 200 images with their probabilities, and which part of each its class comes from. Structured
+    reports (.sr, a folder) are unverified Comprehensive SRs that reference the source instance: DICOM files only.
 
     Exit codes: 0 done. 10 the model says DO NOT USE, and --anyway was not given. 1 nothing could be read or written.
     """
@@ -176,10 +180,13 @@ def predict(
             speed = progress.tasks[0].speed
             progress.update(bar, completed=counts.before + counts.done, rate=f"{speed:.0f} files/s" if speed else "")
 
-        counts = run(
+        write = run
+        if out.suffix == ".sr":
+            write = _reports()
+        counts = write(
             adapted, key, paths, out, skip=place, workers=workers or cpu_cores(), seconds=seconds, progress=update
         )
-    patients = write_patients(out, adapted)
+    written = [out] if out.suffix == ".sr" else [out, write_patients(out, adapted)]
     if counts.before + counts.done - counts.refused == 0:
         raise DataError(f"none of {counts.done} files is an image: the reasons are in the records")
     report = {**vars(counts), "usable": not adapted.refusals}
@@ -187,7 +194,41 @@ def predict(
         print(json.dumps(report, indent=1))
     else:
         print(f"{counts.images} images of {counts.done} files predicted, {counts.refused} files refused,", end=" ")
-        print(f"{counts.before} done before: {out.name}, {patients.name}")
+        print(f"{counts.before} done before: {', '.join(path.name for path in written)}")
+
+
+@plain_errors
+def worklist(
+    records: Annotated[Path, typer.Argument(metavar="RECORDS", help="As `predict` wrote them with this model.")],
+    model: Annotated[Path, typer.Option(help="Folder of the adapted model.")],
+    top: Annotated[int, typer.Option(min=1, help="How many patients.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+) -> None:
+    """Say which patients to label next: those of whom the model is least sure, by the entropy of its probabilities.
+
+    Patients that supported the model are left out; images unlike those come last. What is printed names files: it stays
+    at this site.
+    """
+    from client.adapt.folder import read_adapted
+    from client.worklist import worklist as rank
+
+    found = rank(records, read_adapted(model), model / "patients.json")[:top]
+    if as_json:
+        print(json.dumps([vars(candidate) for candidate in found], indent=1))
+        return
+    for candidate in found:
+        note = "  unlike the others: look first" if candidate.unlike else ""
+        print(f"{candidate.entropy:.2f}  {candidate.images} images  {candidate.file}{note}")
+
+
+def _reports() -> Callable[..., "Counts"]:
+    try:
+        import highdicom  # noqa: F401
+    except ModuleNotFoundError:
+        raise DataError("highdicom is missing: pip install 'wardround[sr]'") from None
+    from client.predict import reports
+
+    return reports
 
 
 def _code(outcome: "Outcome") -> int:
@@ -226,6 +267,19 @@ def _images(
     source = Labels(labels, columns)
     with from_folders(folders, source, recipe, classes, site=site, each_a_patient=each_a_patient) as (images, _):
         yield images
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    """Give an empty folder an exit code of its own."""
+    from client.adapt.images import NoImagesError
+    from client.adapt.verdict import Exit
+
+    try:
+        yield
+    except NoImagesError as error:
+        print(f"DO NOT USE: {error}", file=sys.stderr)
+        raise SystemExit(int(Exit.NO_IMAGES)) from None
 
 
 @contextmanager

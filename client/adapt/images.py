@@ -19,7 +19,11 @@ from client.data.store import Site, open_site
 from client.devices import cpu_cores
 from common.errors import DataError, NotPreparedError
 
-__all__ = ["Labelled", "from_folders", "from_site"]
+__all__ = ["Labelled", "NoImagesError", "from_folders", "from_site"]
+
+
+class NoImagesError(DataError):
+    """There is nothing to adapt to."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def from_folders(
         try:
             found = open_site(Path(name), recipe)
         except NotPreparedError:
-            raise DataError(
+            raise NoImagesError(
                 f"none of {counts.files} files is an image with a label and a patient: check the folder, and the "
                 "labels file's columns (--map); images that name no patient need a column `patient`, or "
                 "--each-a-patient"

@@ -104,8 +104,7 @@ def adapt(
     }
     few = (*too_few(counts, FEWEST if plan.shots is None else max(FEWEST, plan.shots + 2)), *one_shot(plan.shots))
     about = _about(trained, images, plan)
-    if few:
-        refusals = (*few, *not_familiar(grey, expects_grey, None))
+    if refusals := (*few, *not_familiar(grey, expects_grey, None)):
         return Outcome(refusals, about | {"reasons": [r.text for r in refusals]}, None, ())
     methods = methods_for(trained, images)
     adapted = methods[ADAPTED]

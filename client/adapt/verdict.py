@@ -22,6 +22,7 @@ class Exit(IntEnum):
     TOO_FEW = 11
     UNFAMILIAR = 12
     CHANCE = 13
+    NO_IMAGES = 14
 
 
 @dataclass(frozen=True)

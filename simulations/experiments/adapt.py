@@ -26,7 +26,7 @@ from client.adapt.run import ADAPTED, SCRATCH, SIMPLE, methods_for
 from client.adapt.trained import Trained, read_trained
 from client.adapt.verdict import no_gain, not_better_than_chance
 from client.data.image import Recipe
-from client.metrics import FIGURES
+from client.metrics import FIGURES, calibration_gaps
 from client.session import virtual_site
 from common.study import names
 
@@ -35,16 +35,21 @@ __all__ = ["main", "one_draw", "table"]
 _COVERAGE = 0.9
 
 
-def one_draw(trained: Trained, images: Labelled, shots: int, number: int, *, shuffled: bool = False) -> dict[str, Any]:
+def one_draw(
+    trained: Trained, images: Labelled, shots: int, number: int, *, shuffled: bool = False, alone: bool = False
+) -> dict[str, Any]:
     """Return every method's figures on all patients that one draw of support patients leaves, and the verdict.
 
-    ``shuffled`` deals the patients' labels anew first: there is nothing to learn, and the verdict must be no.
+    ``shuffled`` deals the patients' labels anew first: there is nothing to learn, and the verdict must be no. ``alone``
+    leaves the baselines out, and so the verdict.
     """
     generator = np.random.default_rng([number, shots])
     if shuffled:
         images = _shuffled(images, generator)
     splits = one_split(images, draw_shots(images, shots, generator))
     methods = methods_for(trained, images)
+    if alone:
+        methods = {ADAPTED: methods[ADAPTED]}
     judged = judge(methods, images, splits, _COVERAGE, generator, alike=True)
     found = {}
     for name, outcome in judged.outcomes.items():
@@ -58,8 +63,11 @@ def one_draw(trained: Trained, images: Labelled, shots: int, number: int, *, shu
             "the same of perfect probabilities": perfect,
             "coverage": covered,
             "set size": size,
+            "gaps": calibration_gaps(outcome.probabilities[0], judged.labels, judged.weights).tolist(),
             "setting": vars(outcome.settings[0]),
         }
+    if alone:
+        return {"draw": number, "shots": shots, "methods": found}
     gains = {name: judged.gain(ADAPTED, name, generator) for name in (SCRATCH, SIMPLE)}
     reasons = [*no_gain(gains), *not_better_than_chance(judged.figures(ADAPTED, generator)["AUROC"])]
     return {"draw": number, "shots": shots, "methods": found, "usable": not reasons}
@@ -77,7 +85,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     out = []
     for shots in sorted({line["shots"] for line in lines}):
         own = [line["methods"] for line in lines if line["shots"] == shots]
-        figures = [name for name in next(iter(own[0].values())) if name != "setting"]
+        figures = [name for name in next(iter(own[0].values())) if name not in {"setting", "gaps"}]
         usable = sum(line.get("usable", False) for line in lines if line["shots"] == shots)
         out += [
             f"K = {shots}, {len(own)} draws, {usable} of them called usable",
@@ -91,7 +99,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
             if name != ADAPTED:
                 gains = (_mean([m[ADAPTED][f] - m[name][f] for m in own], "+") for f in figures)
                 out.append(f"| gain over {name} | " + " | ".join(gains) + " |")
-        out.append("")
+        pooled = float(np.abs(np.mean([m[ADAPTED]["gaps"] for m in own], 0)).sum())
+        out += ["", f"Calibration error of {ADAPTED} over all draws together: {pooled:.3f}", ""]
     return "\n".join(out)
 
 
@@ -108,6 +117,7 @@ def main(
     draws: Annotated[int, typer.Option(help="How many draws there shall be.")] = 50,
     task: Annotated[str, typer.Option(help="Classes; without it, the study's training classes.")] = "",
     shuffled: Annotated[bool, typer.Option("--shuffled", help="Deal the patients' labels anew.")] = False,
+    alone: Annotated[bool, typer.Option("--alone", help="Without the baselines: much faster.")] = False,
     only: Annotated[str, typer.Option(help="I/N: the draws whose number leaves I when divided by N.")] = "0/1",
     seconds: Annotated[float, typer.Option(help="Begin no draw after so long.")] = 1e9,
 ) -> None:
@@ -122,7 +132,7 @@ def main(
             continue
         if time.monotonic() - began > seconds:
             break
-        line = json.dumps(one_draw(trained, images, shots, number, shuffled=shuffled))
+        line = json.dumps(one_draw(trained, images, shots, number, shuffled=shuffled, alone=alone))
         with out.open("a") as file:
             file.write(line + "\n")
     print(table(_read(out)))

@@ -161,7 +161,7 @@ def test_an_empty_folder_has_a_reason_of_its_own(tmp_path: Path, run_folder: Pat
     for path in (tmp_path / "pictures").iterdir():
         path.unlink()
     code, _, err = command(tmp_path, run_folder)
-    assert code == 1
+    assert code == Exit.NO_IMAGES
     assert "none of 0 files is an image with a label and a patient" in err
 
 
