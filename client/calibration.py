@@ -15,8 +15,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.isotonic import IsotonicRegression
 
-from client.metrics import log_loss
 from common.errors import DataError
+from common.figures import log_loss
 
 __all__ = [
     "Calibration",

@@ -19,6 +19,8 @@ __all__ = [
     "balanced_accuracy",
     "bootstrap",
     "brier",
+    "calibration_gaps",
+    "error_of_perfect",
     "expected_calibration_error",
     "interval",
     "log_loss",
@@ -107,25 +109,52 @@ def log_loss(probabilities: Array, labels: Labels, weights: Array | None = None)
     return _mean(-np.log(chosen), _weights(labels, weights))
 
 
-def expected_calibration_error(
-    probabilities: Array, labels: Labels, weights: Array | None = None, bins: int = BINS
-) -> Array:
-    """Return the mean gap between the top class's probability and how often it is right.
+def calibration_gaps(probabilities: Array, labels: Labels, weights: Array | None = None, bins: int = BINS) -> Array:
+    """Return ``[..., bins]``: how much more often than its probability says the top class is right, by bin.
 
-    The top probability is sorted into ``bins`` bins of equal width over ``(0, 1]``, closed on the right; the gaps of
-    the bins' means are weighed by their images. It is biased upwards: perfect probabilities of N images score about
-    ``0.4 sqrt(bins / N)`` at most, so a small N proves nothing.
-
-    References
-    ----------
-    Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 3 (there with 15 bins).
+    The top probability is sorted into bins of equal width over ``(0, 1]``, closed on the right; each bin's gap is
+    weighed by its share of the images.
     """
     w = _weights(labels, weights)
     top = probabilities.max(-1)
     gap = (probabilities.argmax(-1) == labels) - top
     where = np.clip(np.ceil(top * bins - _ROUNDING).astype(int) - 1, 0, bins - 1)
     member = (where[:, None] == np.arange(bins)).astype(float)
-    return np.asarray(np.abs(w @ (member * gap[:, None])).sum(-1) / w.sum(-1))
+    return np.asarray((w @ (member * gap[:, None])) / w.sum(-1)[..., None])
+
+
+def expected_calibration_error(
+    probabilities: Array, labels: Labels, weights: Array | None = None, bins: int = BINS
+) -> Array:
+    """Return the sum of the sizes of `calibration_gaps`.
+
+    It is biased upwards: perfect probabilities of N images score about ``0.4 sqrt(bins / N)`` at most, so a small N
+    proves nothing; `error_of_perfect` says how much it is.
+
+    References
+    ----------
+    Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 3 (there with 15 bins).
+    """
+    return np.asarray(np.abs(calibration_gaps(probabilities, labels, weights, bins)).sum(-1))
+
+
+def error_of_perfect(
+    probabilities: Array, weights: Array | None, generator: np.random.Generator, *, draws: int = 20
+) -> float:
+    """Return the expected calibration error that these probabilities show where they are perfect.
+
+    Labels are drawn from them. It is what so small a sample cannot tell from zero.
+
+    References
+    ----------
+    Bröcker and Smith, "Increasing the Reliability of Reliability Diagrams", 2007 (consistency resampling).
+    """
+    edges = np.cumsum(probabilities, -1)
+    drawn = []
+    for _ in range(draws):
+        labels = (generator.random(len(edges))[:, None] * edges[:, -1:] > edges).sum(-1)
+        drawn.append(float(expected_calibration_error(probabilities, labels, weights)))
+    return float(np.mean(drawn))
 
 
 #: What a report shows, by name.

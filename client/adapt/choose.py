@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from client.adapt.images import Labelled
 from client.adapt.methods import Method, Predict, Rows, Setting
 from client.calibration import Calibration, Temperature, calibrate, patient_weights
-from client.metrics import log_loss
+from common.figures import log_loss
 
 __all__ = ["Choice", "balancing", "choose", "deal", "draw_shots", "fewest"]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from client.adapt.choose import balancing, choose, deal
 from client.adapt.images import Labelled
 from client.adapt.methods import Method, Rows, Setting
-from client.metrics import FIGURES, Figure, balanced_accuracy, bootstrap, error_of_perfect, interval
+from common.figures import FIGURES, Figure, balanced_accuracy, bootstrap, error_of_perfect, interval
 
 __all__ = ["GAIN", "Estimate", "Judged", "Outcome", "Split", "judge", "k_fold_splits", "one_split", "summary"]
 

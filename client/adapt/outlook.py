@@ -10,7 +10,7 @@ from client.adapt.choose import deal, draw_shots, fewest
 from client.adapt.images import Labelled
 from client.adapt.judge import Estimate
 from client.adapt.methods import Method, Setting
-from client.metrics import balanced_accuracy
+from common.figures import balanced_accuracy
 
 __all__ = ["Point", "enough", "learning_curve"]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from client.adapt.judge import GAIN
-from client.metrics import BINS
+from common.figures import BINS
 
 __all__ = ["markdown", "verdict"]
 

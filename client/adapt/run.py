@@ -20,8 +20,8 @@ from client.adapt.trained import Trained
 from client.adapt.verdict import FEWEST, Refusal, no_gain, not_better_than_chance, not_familiar, one_shot, too_few
 from client.data.episodes import network_input
 from client.devices import local_devices
-from client.metrics import balanced_accuracy
 from common.errors import DataError
+from common.figures import balanced_accuracy
 
 __all__ = ["ADAPTED", "SCRATCH", "SIMPLE", "UNADAPTED", "Outcome", "Plan", "adapt", "methods_for"]
 

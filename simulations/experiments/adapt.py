@@ -26,8 +26,8 @@ from client.adapt.run import ADAPTED, SCRATCH, SIMPLE, methods_for
 from client.adapt.trained import Trained, read_trained
 from client.adapt.verdict import no_gain, not_better_than_chance
 from client.data.image import Recipe
-from client.metrics import FIGURES, calibration_gaps
 from client.session import virtual_site
+from common.figures import FIGURES, calibration_gaps
 from common.study import names
 
 __all__ = ["main", "one_draw", "table"]

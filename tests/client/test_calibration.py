@@ -18,8 +18,8 @@ from client.calibration import (
     from_json,
     patient_weights,
 )
-from client.metrics import expected_calibration_error
 from common.errors import DataError
+from common.figures import expected_calibration_error
 
 
 def drawn(n: int, seed: int, classes: int = 3, images: int = 1) -> tuple[Any, Any, Any]:

@@ -18,6 +18,7 @@ from common.figures import (
     balanced_accuracy,
     bootstrap,
     brier,
+    error_of_perfect,
     expected_calibration_error,
     interval,
     log_loss,
@@ -219,3 +220,13 @@ def test_an_interval_leaves_out_what_is_not_a_number() -> None:
 
 def test_log_loss_is_finite() -> None:
     assert log_loss(np.array([[1.0, 0.0]]), np.array([1])) == pytest.approx(-np.log(1e-12))
+
+
+def test_perfect_probabilities_of_few_images_show_what_is_said() -> None:
+    generator = np.random.default_rng(8)
+    p = generator.dirichlet(np.ones(3), 80)
+    errors = []
+    for _ in range(300):
+        y = np.array([generator.choice(3, p=row) for row in p])
+        errors.append(expected_calibration_error(p, y))
+    assert error_of_perfect(p, None, generator, draws=300) == pytest.approx(np.mean(errors), rel=0.05)
