@@ -72,6 +72,16 @@ def records(change: Callable[[RecordDict], object]) -> Change:
     return apply
 
 
+def text_for(name: str) -> Change:
+    """Send text in the place of a record."""
+
+    def change(content: RecordDict) -> None:
+        del content[name]
+        content[name] = ConfigRecord({name: PATIENT})
+
+    return records(change)
+
+
 def answers(**other: Any) -> Change:
     """Answer another instruction, in the best of forms."""
 
@@ -123,9 +133,7 @@ CASES: dict[str, Case] = {
         "records", records(lambda content: content.update({PATIENT: content["meta_gradient"]}))
     ),
     "notes": Case("records", records(lambda content: content.update(notes=ConfigRecord({"patient": PATIENT})))),
-    "text for arrays": Case(
-        "arrays", records(lambda content: content.update(meta_gradient=ConfigRecord({"meta_gradient": PATIENT})))
-    ),
+    "text for arrays": Case("arrays", text_for("meta_gradient")),
     "an empty reply": Case("records", records(RecordDict.clear)),
     "one number, to be broadcast": Case("shape", vector(lambda v: v[:1])),
     "a number without a shape": Case("shape", vector(lambda v: np.array(v[0]))),
@@ -148,9 +156,7 @@ CASES: dict[str, Case] = {
     "a weight of its own": Case("scalars", scalars(weight=1e9)),
     "a count of patients": Case("scalars", scalars(**{"num-examples": 12})),
     "no scalars": Case("scalars", records(lambda content: content.update(scalars=MetricRecord()))),
-    "text for scalars": Case(
-        "scalars", records(lambda content: content.update(scalars=ConfigRecord({"loss": PATIENT})))
-    ),
+    "text for scalars": Case("scalars", text_for("scalars")),
     "a list of losses": Case("scalar-type", scalars(loss=[1.0, 2.0])),
     "a loss that is NaN": Case("scalar-range", scalars(loss=float("nan"))),
     "an accuracy beyond one": Case("scalar-range", scalars(accuracy=1.5)),
