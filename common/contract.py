@@ -141,9 +141,11 @@ def check_instruction(content: RecordDict, *, study: str, size: int, dtype: str)
     ContractError
         The message is not one that this study sends, or belongs to another study.
     """
-    record = content.config_records.get("instruction")
+    # Not through `content.config_records`: Flower's view refers back to the content, and the cycle would keep theta in
+    # memory until Python looks for cycles.
+    record = content.get("instruction")
     fields = {"kind": str, "study": str, "round": int, "attempt": int, "theta": str, "scratch": bool, "side": str}
-    if record is None or set(record) != set(fields):
+    if not isinstance(record, ConfigRecord) or set(record) != set(fields):
         raise ContractError("the message holds no instruction, or one of another version of wardround")
     if any(type(record[name]) is not kind for name, kind in fields.items()):
         raise ContractError("a field of the instruction has the wrong type")

@@ -70,12 +70,22 @@ class Choice:
     idle: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Refused:
+    """A node that did not join: why, how often, and the round in which it is asked again."""
+
+    refusal: Refusal
+    times: int
+    again: int
+
+
 class Roster:
     """The sites of a run, from the first join to the end.
 
     A site is known by the name that its key is registered under; a simulated node has none and says which site it is.
     A site that comes back, also from another node, goes on under its name; one that joins late takes part from the
-    next attempt on.
+    next attempt on. A node that did not join is asked again two rounds later, then four, up to sixteen, or when it was
+    away: its reply may have been lost, or its site made ready.
 
     Parameters
     ----------
@@ -92,7 +102,7 @@ class Roster:
     def __init__(self, study: Study, exchange: Exchange, note: Note, needed: int) -> None:
         self._study, self._exchange, self._note, self._needed = study, exchange, note, needed
         self._sites: dict[str, SiteState] = {}
-        self._refused: dict[int, Refusal] = {}
+        self._refused: dict[int, _Refused] = {}
 
     @property
     def sites(self) -> Mapping[str, SiteState]:
@@ -102,13 +112,13 @@ class Roster:
     @property
     def refusals(self) -> Sequence[Refusal]:
         """Nodes that did not join, and why."""
-        return tuple(self._refused.values())
+        return tuple(refused.refusal for refused in self._refused.values())
 
     def nodes(self, *, held_out: bool) -> dict[str, int]:
         """Return the connected sites that never train, or those that do, in their fixed order."""
         return {n: s.node for n, s in self._sites.items() if s.held_out == held_out and s.node is not None}
 
-    def gather(self, *, start: bool = False) -> None:
+    def gather(self, number: int = 0, *, start: bool = False) -> None:
         """Wait until enough training sites are connected, at most ``sites.join-seconds``.
 
         At the start, the sites that never train are waited for too, and two nodes that say they are the same site are
@@ -123,10 +133,10 @@ class Roster:
         """
         until = time.monotonic() + self._study.sites.join_seconds
         self._refused.clear()  # who could not join may have been made ready
-        self.refresh(start=start)
+        self.refresh(number, start=start)
         while self._some_are_missing(start=start) and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
-            self.refresh(start=start)
+            self.refresh(number, start=start)
         refusals = self.refusals
         if refusals and not self._sites and {r.code for r in refusals} == {NotPreparedError.code}:
             raise NotPreparedError(
@@ -139,8 +149,15 @@ class Roster:
         away = set(self._study.sites.held_out_names) - set(self.nodes(held_out=True)) if start else set()
         return len(self.nodes(held_out=False)) + len(self._refused) < self._needed + len(away)
 
-    def refresh(self, *, start: bool = False) -> None:
+    def refresh(self, number: int = 0, *, start: bool = False) -> None:
         """Take note of nodes that came and went; nodes that are new are asked to join.
+
+        Parameters
+        ----------
+        number : int
+            The round that begins.
+        start : bool
+            The run begins.
 
         Raises
         ------
@@ -152,11 +169,13 @@ class Roster:
             if site.node is not None and site.node not in names:
                 site.node, site.reason = None, "not connected"
                 self._note("left", site=name)
-        known = {site.node for site in self._sites.values()} | set(self._refused)
+        self._refused = {node: refused for node, refused in self._refused.items() if node in names}
+        known = {site.node for site in self._sites.values()}
+        known |= {node for node, refused in self._refused.items() if number < refused.again}
         new = {node: names[node] or f"node {node}" for node in sorted(names) if node not in known}
         for node, name in list(new.items()):
             if list(names.values()).count(name) > 1 and (start or name in self.nodes(held_out=False)):
-                self._turn_away(node, name, start=start)
+                self._turn_away(node, name, number, start=start)
                 del new[node]
         if not new:
             return
@@ -172,25 +191,29 @@ class Roster:
         )
         for node, outcome in zip(new, outcomes, strict=True):
             if isinstance(outcome, Refusal):
-                self._refused[node] = outcome
-                self._note("rejected", site=outcome.site, why=outcome.why, reason=outcome.reason)
+                self._refuse(node, outcome, number)
                 continue
             # An authenticated name is the site's identity; simulated nodes have none and say which site they are.
             name = names[node] or f"hospital-{int(outcome.reply.scalars['site'])}"
             site = self._sites.setdefault(name, SiteState(name in study.sites.held_out_names))
             if site.node is not None:
-                self._turn_away(node, name, start=start)
+                self._turn_away(node, name, number, start=start)
                 continue
+            self._refused.pop(node, None)
             site.node, site.reason = node, ""
             self._note("joined", site=name)
         self._sites = _in_order(self._sites)
 
-    def _turn_away(self, node: int, name: str, *, start: bool) -> None:
+    def _turn_away(self, node: int, name: str, number: int, *, start: bool) -> None:
         reason = f"two nodes say that they are {name}: every site has one node"
         if start:
             raise RoundError(reason)
-        self._refused[node] = Refusal(f"node {node}", 0, "taken", reason)
-        self._note("rejected", site=f"node {node}", why="taken", reason=reason)
+        self._refuse(node, Refusal(f"node {node}", 0, "taken", reason), number)
+
+    def _refuse(self, node: int, refusal: Refusal, number: int) -> None:
+        times = self._refused[node].times + 1 if node in self._refused else 1
+        self._refused[node] = _Refused(refusal, times, number + min(2**times, _LONGEST_REST_ROUNDS))
+        self._note("rejected", site=refusal.site, why=refusal.why, reason=refusal.reason)
 
     def choose(self, number: int, attempt: int) -> Choice:
         """Return who is asked in an attempt of a round.

@@ -152,9 +152,9 @@ class _Run:
         for attempt in range(1, self.study.sites.attempts + 1):
             if attempt > 1:
                 time.sleep(min(_PAUSE_SECONDS * 2 ** (attempt - 2), _LONGEST_PAUSE_SECONDS))
-                self.roster.gather()
+                self.roster.gather(number)
             else:
-                self.roster.refresh()
+                self.roster.refresh(number)
             choice = self.roster.choose(number, attempt)
             asked = list(choice.asked)
             sites = self._sites(choice)

@@ -1,6 +1,8 @@
 """The wire contract: whatever is added, missing or changed is refused, at both ends."""
 
+import gc
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast, get_args
@@ -390,3 +392,18 @@ def test_theta_digest_sees_names_shapes_type_values_and_their_order() -> None:
     assert len(digests) == 7
     strided = np.repeat(theta, 2)[::2]
     assert theta_digest(strided, layout) == theta_digest(theta, layout)
+
+
+def test_what_was_checked_is_freed_at_once() -> None:
+    instruction, vector = Instruction("train", "s", 1, 1, "t"), np.ones(3, np.float32)
+    down = pack_instruction(instruction, vector)
+    up = pack_reply(instruction, {"loss": 1.0, "accuracy": 0.5}, vector)
+    alive = [weakref.ref(down), weakref.ref(up)]
+    gc.disable()  # vectors are large: none may wait until Python looks for cycles
+    try:
+        check_instruction(down, study="s", size=3, dtype="float32")
+        check_reply(up, instruction, size=3, dtype="float32")
+        del down, up
+        assert [content() for content in alive] == [None, None]
+    finally:
+        gc.enable()

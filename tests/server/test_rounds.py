@@ -353,6 +353,45 @@ def test_a_held_out_site_must_be_there() -> None:
         run(study, a_grid(study), next(RUNS))
 
 
+def test_a_node_whose_join_failed_is_asked_again_now_and_then() -> None:
+    asked: list[int] = []
+
+    def spoil(site: int, instruction: Instruction, content: RecordDict, message: Message) -> RecordDict | Message:
+        if instruction.kind == "train" and site == 0:
+            asked.append(0)
+        if instruction.kind != "join" or site != 1:
+            return content
+        asked.append(1)
+        return content if asked.count(1) > 3 else Message(Error(DataError.code), reply_to=message)
+
+    study = a_study({"study.rounds": 16})
+    record = run(study, a_grid(study, spoil=spoil), next(RUNS))
+    assert asked == [1, 0, 1, *[0] * 4, 1, *[0] * 8, 1, *[0] * 3]  # before rounds 1, 2, 6 and 14
+    assert len(events(record, "rejected")) == 3
+    assert ["hospital-1" in line["sites"] for line in history(record)] == [False] * 13 + [True] * 3
+
+
+def test_a_node_that_comes_back_is_asked_at_once() -> None:
+    class Away(InProcessGrid):
+        def get_nodes(self) -> Iterable[Any]:
+            nodes = list(super().get_nodes())
+            return [node for node in nodes if node.node_id != 1001 or rounds_begun != 3]
+
+    rounds_begun, failed = 0, 0
+
+    def spoil(site: int, instruction: Instruction, content: RecordDict, message: Message) -> RecordDict | Message:
+        nonlocal rounds_begun, failed
+        rounds_begun = max(rounds_begun, instruction.round)
+        if instruction.kind == "join" and site == 1 and failed < 2:
+            failed += 1
+            return Message(Error(DataError.code), reply_to=message)
+        return content
+
+    study = a_study({"study.rounds": 6})
+    record = run(study, Away(Scripted(study, spoil), study.run_config(), study.data.sites), next(RUNS))
+    assert ["hospital-1" in line["sites"] for line in history(record)] == [False] * 4 + [True] * 2
+
+
 def test_two_nodes_of_one_site_are_refused() -> None:
     def spoil(site: int, instruction: Instruction, content: RecordDict, message: Message) -> RecordDict:
         if instruction.kind == "join" and site == 1:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from common.errors import DeviceError
-from simulations.bench import engine, ingest, scale
+from common.errors import DeviceError, RoundError
+from simulations.bench import engine, ingest, scale, server
 from simulations.bench.cases import CASES, Case, tiny
 from simulations.bench.timing import Timed, race
 
@@ -97,3 +97,24 @@ def test_the_benchmark_of_indexing_runs(tmp_path: Path) -> None:
     assert measured["throughput"].keys() == {"uncompressed", "JPEG 2000", "JPEG-LS"}
     assert [size["files"] for size in measured["memory"]] == [20, 60]
     assert measured["episodes"]["warm"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_coordinator_runs(tmp_path: Path) -> None:
+    out = tmp_path / "server.json"
+    result = CliRunner().invoke(server.app, ["--sites", "30", "--width", "32", "--turns", "2", "--json", str(out)])
+    assert result.exit_code == 0, result.output
+    measured = json.loads(out.read_text())
+    few, many = measured["memory"]
+    assert (few["sites"], many["sites"]) == (3, 30)
+    assert few["numbers"] == many["numbers"] > 10_000
+    assert set(measured["rivals"]) == set(server.CONTENDERS)
+    assert all(len(rival["seconds"]) == 2 for rival in measured["rivals"].values())
+
+
+def test_who_does_not_compute_the_mean_is_not_timed() -> None:
+    checks = {name: Timed(check=server.Contender(name, 3, 100).check()) for name in server.CONTENDERS}
+    server.judge(checks)
+    assert checks["wardround"].check < 1e-7  # added in float64
+    with pytest.raises(RoundError, match="plain loop does not compute"):
+        server.judge({"plain loop": Timed(check=0.5)})
