@@ -334,9 +334,10 @@ def _decoded(dataset: Dataset, chosen: range, count: int) -> Iterator[NDArray[np
     if syntax == uid.JPEGExtended12Bit:
         # pydicom's plugin turns its 12 bits away. GDCM reads them, and goes by the stream, not by this name.
         dataset.file_meta.TransferSyntaxUID = syntax = uid.JPEGLossless
-    options: dict[str, Any] = {**as_pixel_options(dataset), "number_of_frames": count, "allow_excess_frames": False}
     indices = None if len(chosen) == count else list(chosen)
-    frames = get_decoder(syntax).iter_array(dataset, indices=indices, decoding_plugin=plugin, **options)
+    frames = get_decoder(syntax).iter_array(
+        dataset, indices=indices, decoding_plugin=plugin, number_of_frames=count, allow_excess_frames=False
+    )
     colour = dataset.SamplesPerPixel == 3
     shape = (dataset.Rows, dataset.Columns, 3) if colour else (dataset.Rows, dataset.Columns)
     for values, properties in frames:

@@ -189,7 +189,8 @@ def _through_table(stored: NDArray[np.generic], header: Dataset, window: str) ->
         there[places] = True
         limits = extent((values[there], None if hidden is None else hidden[there]), header)
         table = contrast((values, hidden), header, window, limits)
-    out: NDArray[np.float32] = np.take(table, places, mode="clip")
+    # Every place is in the table: of the modes, `wrap` is the fastest there.
+    out: NDArray[np.float32] = np.take(table, places, mode="wrap")
     return out
 
 
