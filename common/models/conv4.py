@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.models.convolution import convolve
 from common.models.norm import BatchStatNorm, make_norm
 from common.models.norm_pool import batch_norm_pool
 
@@ -52,9 +53,9 @@ class Conv4(nn.Module):
             if mask is None and isinstance(norm, BatchStatNorm):
                 # The scale's sign goes into the convolution: the joint operation wants a rising map.
                 sign = torch.where(norm.weight < 0, -1.0, 1.0)
-                x = F.conv2d(x, convolution.weight * sign.view(-1, 1, 1, 1), padding=1)  # type: ignore[operator]
+                x = convolve(x, convolution.weight * sign.view(-1, 1, 1, 1))  # type: ignore[operator]
                 x = batch_norm_pool(x.to(norm.weight.dtype), norm.weight * sign, norm.bias)
             else:
-                x = F.max_pool2d(norm(convolution(x), mask), 2)
+                x = F.max_pool2d(norm(convolve(x, convolution.weight), mask), 2)
             x = F.relu(x)
         return torch.flatten(x, 1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.models.convolution import convolve
 from common.models.norm import make_norm
 
 __all__ = ["ResNet12"]
@@ -25,9 +26,9 @@ class _Block(nn.Module):
         self.shortcut_norm = make_norm(norm, outputs)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        out = self.shortcut_norm(self.shortcut(x), mask)
+        out = self.shortcut_norm(convolve(x, self.shortcut.weight), mask)
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            x = norm(convolution(F.leaky_relu(x, SLOPE) if i else x), mask)
+            x = norm(convolve(F.leaky_relu(x, SLOPE) if i else x, convolution.weight), mask)
         return F.leaky_relu(F.max_pool2d(out + x, 2), SLOPE)
 
 
