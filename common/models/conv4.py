@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from common.models.convolution import convolve
 from common.models.norm import BatchStatNorm, make_norm
 from common.models.norm_pool import batch_norm_pool
+from common.models.pool import max_pool
 
 __all__ = ["Conv4"]
 
@@ -56,6 +57,6 @@ class Conv4(nn.Module):
                 x = convolve(x, convolution.weight * sign.view(-1, 1, 1, 1))  # type: ignore[operator]
                 x = batch_norm_pool(x.to(norm.weight.dtype), norm.weight * sign, norm.bias)
             else:
-                x = F.max_pool2d(norm(convolve(x, convolution.weight), mask), 2)
+                x = max_pool(norm(convolve(x, convolution.weight), mask))  # type: ignore[arg-type]
             x = F.relu(x)
         return torch.flatten(x, 1)

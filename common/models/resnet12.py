@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.models.convolution import convolve
 from common.models.norm import make_norm
+from common.models.pool import max_pool
 
 __all__ = ["ResNet12"]
 
@@ -26,10 +26,10 @@ class _Block(nn.Module):
         self.shortcut_norm = make_norm(norm, outputs)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        out = self.shortcut_norm(convolve(x, self.shortcut.weight), mask)
+        out = self.shortcut_norm(self.shortcut(x), mask)
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            x = norm(convolve(F.leaky_relu(x, SLOPE) if i else x, convolution.weight), mask)
-        return F.leaky_relu(F.max_pool2d(out + x, 2), SLOPE)
+            x = norm(convolution(F.leaky_relu(x, SLOPE) if i else x), mask)
+        return F.leaky_relu(max_pool(out + x), SLOPE)
 
 
 class ResNet12(nn.Module):
