@@ -74,7 +74,7 @@ def join(message: Message, session: Session) -> Message:
 def train(message: Message, session: Session) -> Message:
     """Return one meta-gradient over freshly drawn episodes."""
     instruction, theta = read(message, session)
-    spec, pool = session.study.episodes, session.training_pool()
+    spec, pool = session.study.episodes.in_training, session.training_pool()
     if session.held_out:
         raise ContractError("this site is held out in the study: it never trains")
     generator = session.site.generator("train", session.study.digest, instruction.round)

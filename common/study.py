@@ -158,13 +158,15 @@ class Episodes(_Group):
     """What one episode is. ``classes`` orders the head; ``held_out`` is seen at meta-test only.
 
     ``augment`` turns and mirrors training images: each ``image`` by itself, or all images of a ``class`` in an
-    episode alike, which makes classes that nobody drew (shuffled labels only).
+    episode alike, which makes classes that nobody drew (shuffled labels only). ``train_ways`` is how many ways
+    training episodes have, 0 as many as ``ways``: only learners whose head is made of prototypes can differ.
     """
 
     labels: Literal["shuffled", "fixed"] = "shuffled"
     classes: str = "disc,ring,cross,bar,wedge,striated,reticular,satellites,mottled,branching"
     held_out: str = "crescent,target,haze,miliary,septated"
     ways: Annotated[int, Field(ge=2, le=1000)] = 5
+    train_ways: Annotated[int, Field(ge=0, le=1000)] = 0
     shots: Count = 5
     queries: Count = 10
     per_round: Count = 1
@@ -181,6 +183,11 @@ class Episodes(_Group):
     @property
     def held_out_names(self) -> tuple[str, ...]:
         return names(self.held_out)
+
+    @property
+    def in_training(self) -> "Episodes":
+        """What a training episode is."""
+        return self.model_copy(update={"ways": self.train_ways or self.ways})
 
 
 class Outer(_Group):
@@ -346,6 +353,17 @@ class Study(_Group):
             raise ValueError("episodes.held-out needs episodes.labels = 'shuffled': a fixed head has no new classes")
         if self.episodes.labels == "fixed" and self.episodes.augment == "class":
             raise ValueError("episodes.augment = 'class' needs episodes.labels = 'shuffled': it makes new classes")
+        if train_ways := self.episodes.train_ways:
+            if self.algorithm.name not in {"protonet", "protomaml"} or self.episodes.labels == "fixed":
+                raise ValueError(
+                    f"episodes.train-ways is {train_ways}, but the head of {self.algorithm.name} has one size for "
+                    "training and test: set it to 0, or use protonet or protomaml with episodes.labels = 'shuffled'"
+                )
+            if not 2 <= train_ways <= len(classes):
+                raise ValueError(
+                    f"episodes.train-ways is {train_ways} and episodes.classes names {len(classes)} classes: "
+                    "set it to 0, or from 2 to that number"
+                )
         if self.algorithm.inner_steps == 0 and self.algorithm.name not in {"protonet", "local-only"}:
             raise ValueError(f"algorithm.inner-steps is 0, but {self.algorithm.name} needs at least 1")
         if self.sites.per_round and self.sites.per_round < self.sites.quorum:

@@ -68,10 +68,11 @@ def check(file: File, as_json: Json = False) -> None:
         print(json.dumps({"digest": study.digest, "study": study.run_config()}, indent=1))
         return
     plan, episodes = study.study, study.episodes
+    more = f", {episodes.train_ways} ways in training" if episodes.train_ways else ""
     print(f"{plan.id}: {plan.title}")
     print(f"  digest     {study.digest}")
     print(f"  algorithm  {study.algorithm.name} on {study.model.name}, {plan.rounds} rounds")
-    print(f"  episodes   {episodes.labels} labels, {episodes.ways} ways, {episodes.shots} shots")
+    print(f"  episodes   {episodes.labels} labels, {episodes.ways} ways, {episodes.shots} shots{more}")
     print(f"  classes    {episodes.classes}")
     print(f"  new        {episodes.held_out or '-'}")
     print(f"  sites      quorum {study.sites.quorum}, never train: {study.sites.held_out or '-'}")

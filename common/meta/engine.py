@@ -110,6 +110,7 @@ class Engine:
     vectorise: bool | None = None
     chunk: int | None = None
     _fits: dict[tuple[int, ...], int] = field(default_factory=dict, repr=False, compare=False)
+    _idle: list[Network] = field(default_factory=list, init=False, repr=False, compare=False)  # copies not in use
 
     def meta_gradient(
         self, theta: Theta, episodes: Episodes, *, reduce: Literal["mean", "none"] = "mean"
@@ -207,7 +208,7 @@ class Engine:
         slots: SimpleQueue[tuple[Network, torch.device, Theta]] = SimpleQueue()
         for i in range(workers):
             device = self.devices[i % len(self.devices)]
-            slots.put((_structure(self.network), device, {n: t.to(device) for n, t in theta.items()}))
+            slots.put((self._structure(), device, {n: t.to(device) for n, t in theta.items()}))
 
         def run(start: int) -> Result:
             slot = slots.get()
@@ -233,6 +234,14 @@ class Engine:
             ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
             yield from pool.map(run, starts)
+        self._idle.extend(slots.get()[0] for _ in range(workers))
+
+    def _structure(self) -> Network:
+        """Return a copy of the network without numbers: making one takes as long as a tenth of an episode."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return deepcopy(self.network).to("meta")
 
     def _chunk(self, theta: Theta, episodes: Episodes, work: ChunkWork[EpisodeGradient]) -> int:
         """Return how many tasks one ``vmap`` takes: as asked, or as one task's measured peak lets fit."""
@@ -280,7 +289,3 @@ def _unmasked(batch: Batch) -> Batch:
 def _stack(parts: list[Result]) -> Result:
     stacked: Result = tree_map(lambda *leaves: torch.stack(leaves).detach(), *parts)
     return stacked
-
-
-def _structure(network: Network) -> Network:
-    return deepcopy(network).to("meta")

@@ -40,8 +40,9 @@ def make_learner(algorithm: Algorithm) -> Learner:
 def head_size(algorithm: Algorithm, episodes: Episodes) -> int:
     """Return how many classes the network's head has: ways, or the class list.
 
-    FedAvg trains one classifier over all training classes, also where episodes relabel theirs.
+    FedAvg trains one classifier over all training classes, also where episodes relabel theirs. Prototypes fill a head
+    of any size: it has room for training episodes and for test episodes.
     """
     if episodes.labels == "fixed" or algorithm.name in {FedAvg.name, FedProx.name}:
         return len(episodes.class_names)
-    return episodes.ways
+    return max(episodes.ways, episodes.train_ways)

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.models.convolution import convolve
 from common.models.norm import BatchStatNorm, make_norm
 from common.models.norm_pool import batch_norm_pool
+from common.models.pool import max_pool
 
 __all__ = ["Conv4"]
 
@@ -52,9 +54,9 @@ class Conv4(nn.Module):
             if mask is None and isinstance(norm, BatchStatNorm):
                 # The scale's sign goes into the convolution: the joint operation wants a rising map.
                 sign = torch.where(norm.weight < 0, -1.0, 1.0)
-                x = F.conv2d(x, convolution.weight * sign.view(-1, 1, 1, 1), padding=1)  # type: ignore[operator]
+                x = convolve(x, convolution.weight * sign.view(-1, 1, 1, 1))  # type: ignore[operator]
                 x = batch_norm_pool(x.to(norm.weight.dtype), norm.weight * sign, norm.bias)
             else:
-                x = F.max_pool2d(norm(convolution(x), mask), 2)
+                x = max_pool(norm(convolve(x, convolution.weight), mask))  # type: ignore[arg-type]
             x = F.relu(x)
         return torch.flatten(x, 1)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.models.norm import make_norm
+from common.models.pool import max_pool
 
 __all__ = ["ResNet12"]
 
@@ -28,7 +29,7 @@ class _Block(nn.Module):
         out = self.shortcut_norm(self.shortcut(x), mask)
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             x = norm(convolution(F.leaky_relu(x, SLOPE) if i else x), mask)
-        return F.leaky_relu(F.max_pool2d(out + x, 2), SLOPE)
+        return F.leaky_relu(max_pool(out + x), SLOPE)
 
 
 class ResNet12(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client import app as client_app
+from client import evaluation
 from client import session as client_session
 from client.app import app
 from client.data.episodes import draw
@@ -93,6 +94,23 @@ def test_training_depends_on_the_round_and_not_on_the_attempt(study: Study, site
     first = answer(1, 1)
     assert answer(1, 2) == first  # a retry shows nothing new about the patients
     assert answer(2, 1) != first
+
+
+def test_training_episodes_may_have_more_ways_than_test_episodes(
+    study: Study, sites: list[Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        drawn.append(draw(*args, **kwargs))
+        return drawn[-1]
+
+    monkeypatch.setattr(client_app, "draw", spy)
+    monkeypatch.setattr(evaluation, "draw", spy)
+    changed = study.override({"episodes.ways": 2, "episodes.train-ways": 3})
+    for kind in ("train", "evaluate"):
+        assert not ask(changed, 0, *instruct(changed, kind)).has_error()
+    assert [episodes.classes.shape[1] for episodes in drawn] == [3, 2, 2]
 
 
 def test_training_starts_at_the_theta_that_was_sent(study: Study, sites: list[Site]) -> None:

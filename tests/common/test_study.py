@@ -236,6 +236,13 @@ MULTI_KRUM = {"aggregation.rule": "multi-krum", "aggregation.tolerated": 1, "agg
         ({"episodes.classes": "a,b,a", "episodes.ways": 2}, r"name a class twice: \['a'\]"),
         ({"episodes.held-out": "disc"}, r"name a class twice: \['disc'\]"),
         ({"episodes.ways": 11}, "episodes.ways is 11 but episodes.classes names 10 classes"),
+        ({"episodes.train-ways": 11}, "episodes.train-ways is 11 and episodes.classes names 10 classes"),
+        ({"episodes.train-ways": 1}, "episodes.train-ways is 1 .*: set it to 0, or from 2 to that number"),
+        ({"episodes.train-ways": 8, "algorithm.name": "maml"}, "train-ways is 8, but the head of maml has one size"),
+        (
+            {"episodes.train-ways": 8, "episodes.labels": "fixed", "episodes.held-out": ""},
+            "use protonet or protomaml with episodes.labels = 'shuffled'",
+        ),
         ({"episodes.labels": "fixed"}, "episodes.held-out needs episodes.labels = 'shuffled'"),
         ({"algorithm.inner-steps": 0}, "algorithm.inner-steps is 0, but protomaml needs at least 1"),
         ({"aggregation.tolerated": 1}, "aggregation.tolerated is 1, but one hostile site moves a mean anywhere"),

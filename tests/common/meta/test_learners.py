@@ -121,6 +121,13 @@ def test_the_head_has_the_size_of_the_ways_or_of_the_list(
     assert head_size(Algorithm(name=name), episodes) == size
 
 
+@pytest.mark.parametrize(("train_ways", "size"), [(0, 2), (3, 3)])
+def test_a_head_of_prototypes_has_room_for_training_and_for_test(train_ways: int, size: int) -> None:
+    episodes = StudyEpisodes(classes="a,b,c,d", ways=2, train_ways=train_ways)
+    assert head_size(Algorithm(name="protonet"), episodes) == size
+    assert episodes.in_training.ways == (train_ways or 2)
+
+
 def _with_one_class_absent() -> tuple[Setting, Setting]:
     """Return a site without class 1 of a fixed head of three, and the same images as a head of two."""
     full = make_episodes(2, shots=3)
