@@ -338,7 +338,7 @@ class Study(_Group):
     data: Data = Data()
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Study":
+    def _episodes_fit(self) -> "Study":
         classes, held_out = self.episodes.class_names, self.episodes.held_out_names
         if not classes:
             raise ValueError("episodes.classes is empty: name the classes, comma-separated, in the head's order")
@@ -366,6 +366,10 @@ class Study(_Group):
                 )
         if self.algorithm.inner_steps == 0 and self.algorithm.name not in {"protonet", "local-only"}:
             raise ValueError(f"algorithm.inner-steps is 0, but {self.algorithm.name} needs at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_fit(self) -> "Study":
         if self.sites.per_round and self.sites.per_round < self.sites.quorum:
             raise ValueError(
                 f"sites.per-round is {self.sites.per_round}, less than sites.quorum, {self.sites.quorum}: "

@@ -223,6 +223,9 @@ class Watch:
     def finish(self, result: Mapping[str, Any]) -> None:
         assert result["rounds"] == ROUNDS
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 def check_checkpoint(folder: Path) -> None:
     """Check that the last checkpoint is whole, and that the logs up to its mark hold exactly its rounds."""
@@ -277,7 +280,7 @@ def restless(monkeypatch: pytest.MonkeyPatch, chaos: Chaos) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no machine dies here
 
 
-def go_on_until_the_end(grid: Ward, study: Study, folder: Path, watch: Watch) -> None:
+def go_on_until_the_end(grid: Ward, study: Study, folder: Path) -> None:
     """Run the study, and resume it whenever its coordinator died or gave up."""
 
     def say(text: str) -> None:
@@ -286,7 +289,7 @@ def go_on_until_the_end(grid: Ward, study: Study, folder: Path, watch: Watch) ->
     while True:
         resume = (folder / "study.json").exists()
         try:
-            run_study(grid, study, RunRecord(folder, study, resume=resume), say, resume=resume, tracker=watch)
+            run_study(grid, study, RunRecord(folder, study, resume=resume), say, resume=resume)
             return
         except (Restart, RoundError) as error:
             grid.chaos.counts["gave up"] += isinstance(error, RoundError)
@@ -331,12 +334,13 @@ def test_five_hundred_rounds_in_which_everything_goes_wrong(monkeypatch: pytest.
         }
     )
     enter_run()
-    folder = run_folder(4 * 10**6 + seed)
+    folder = run_folder(40 * 10**6 + seed)
     grid = Ward(Client(study, chaos.spoil), study.run_config(), SITES, chaos.fault)
     grid.chaos, grid.old, grid.gone = chaos, deque(maxlen=20), set()
     watch = Watch(chaos)
     try:
-        go_on_until_the_end(grid, study, folder, watch)
+        monkeypatch.setattr(rounds, "open_trackers", lambda *_: watch)
+        go_on_until_the_end(grid, study, folder)
     finally:
         tracemalloc.stop()
     print(dict(chaos.counts), watch.traced)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.meta import anil, autodiff, learner, metasgd, protomaml, reptile
+from common.meta import Engine, anil, autodiff, learner, metasgd, protomaml, reptile
 from common.models import norm
 from tests.common.meta import oracle
 from tests.common.meta.cases import Setting, Variant, relative_error, rows, setting
@@ -193,6 +193,6 @@ def test_two_workers_in_one_module_are_found_out(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(type(problem.network.body), "forward", forward)
     assert relative_error(rows(problem, "loop, 2 cores").gradient, want) < EXACT
-    monkeypatch.setattr("common.meta.engine._structure", lambda network: network)
+    monkeypatch.setattr(Engine, "_structure", lambda engine: engine.network)
     with suppress(RuntimeError):  # the swap may notice by itself that the module changed under it
         assert relative_error(rows(problem, "loop, 2 cores").gradient, want) > WRONG
