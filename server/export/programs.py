@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from common.canonical import canonical_json
 from common.errors import ExportError
 from common.quiet import quiet
 from server.export.plain import program_bytes
@@ -20,10 +21,15 @@ _KEY = "wardround"
 
 
 def write_safetensors(source: Source, facts: dict[str, Any], folder: Path) -> Predict:
-    """Write ``theta.safetensors``, all of theta in the study's type, and ``study.toml``, the study."""
+    """Write ``theta.safetensors``, all of theta in the study's type, and the study.
+
+    ``study.toml`` is for people and for another run; with ``study.json``, as a run has it, a site adapts theta.
+    """
     path = folder / "theta.safetensors"
     path.write_bytes(save(source.theta, {_KEY: json.dumps(facts)}))
-    (folder / "study.toml").write_text(source.study.toml(), encoding="utf-8")
+    study = source.study
+    (folder / "study.toml").write_text(study.toml(), encoding="utf-8")
+    (folder / "study.json").write_bytes(canonical_json({"digest": study.digest, "study": study.run_config()}))
     theta = load_file(path)
 
     def predict(images: Tensor) -> dict[str, Tensor]:

@@ -162,7 +162,7 @@ _WRITERS: dict[Format, Callable[[Source, dict[str, Any], Path], Predict]] = {
 
 _USE = {
     Format.SAFETENSORS: "`theta.safetensors` is all of theta, in the study's type, with Meta-SGD's inner rates as "
-    "`rate.*`; `study.toml` is the study.",
+    "`rate.*`; `study.toml` and `study.json` are the study.",
     Format.MONAI: "`{id}-bundle` is a MONAI bundle with a README of its own.",
     Format.TORCH: "`model.pt2` needs PyTorch alone: `module = torch.export.load('model.pt2').module()`, and "
     "`module(images)` gives `features` and, where theta has a head, `logits`. Its parameters have theta's names and "

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
+from client.adapt.trained import read_trained
 from client.data.image import Recipe, prepare
 from common.errors import ExportError
 from common.meta import head_size, make_learner
@@ -524,7 +525,10 @@ def test_command_takes_a_number_and_a_folder() -> None:
     assert "safetensors  loaded again, logits differ by at most 0.0e+00" in output
     assert "mean nothing before adaptation" in output
     out = run_folder(77) / "export"
-    assert {path.name for path in out.iterdir()} == {"README.md", "theta.safetensors", "study.toml"}
+    assert {path.name for path in out.iterdir()} == {"README.md", "theta.safetensors", "study.toml", "study.json"}
+    trained = read_trained(out)  # what a site adapts
+    digest = json.loads((run_folder(77) / "result.json").read_text())["theta"]
+    assert (trained.study, trained.theta_digest) == (study, digest)
     code, output = command(
         str(run_folder(77)), "--to", str(out / "deeper" / "still"), "--format", "safetensors", "--json"
     )
