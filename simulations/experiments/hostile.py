@@ -24,6 +24,7 @@ from common.console import plain_errors
 from common.contract import Instruction, Vector, pack_reply
 from common.errors import RoundError
 from common.study import Study
+from server.aggregation import explain_need, sites_needed
 from server.record import run_folder
 from simulations.engines.inprocess import run_in_process
 from simulations.prepare import prepare
@@ -121,26 +122,32 @@ def measure(study: Study, liars: int, rules: Sequence[str], attacks: Sequence[st
     list of dict
         Rule, attack, and the accuracies of the seeds: mean over the honest sites, after adaptation (0 to 1); None
         where theta was ruined so far that no round could go on.
+
+    Raises
+    ------
+    RoundError
+        There are too few sites for so many liars under one of the rules.
     """
+    plans = {rule: _with_rule(study, rule, liars) for rule in rules}
     prepare(study)
     results = []
     for rule in rules:
-        tolerated = 0 if rule == "mean" else liars
         for attack in attacks:
             change, bound = ATTACKS[attack]
-            plan = study.override(
-                {
-                    "aggregation.rule": rule,
-                    "aggregation.tolerated": tolerated,
-                    "aggregation.max-norm": bound,
-                    **RULES[rule],
-                }
-            )
+            plan = plans[rule].override({"aggregation.max-norm": bound})
             accuracies = [
                 _accuracy(plan.override({"study.seed": study.study.seed + i}), liars, change) for i in range(seeds)
             ]
             results.append({"rule": rule, "attack": attack, "accuracies": accuracies})
     return results
+
+
+def _with_rule(study: Study, rule: str, liars: int) -> Study:
+    tolerated = {"aggregation.tolerated": 0 if rule == "mean" else liars}
+    plan = study.override({"aggregation.rule": rule, **tolerated, **RULES[rule]})
+    if study.data.sites < sites_needed(plan.aggregation):
+        raise RoundError(f"{study.data.sites} sites are too few: {explain_need(plan.aggregation)}")
+    return plan
 
 
 def _accuracy(study: Study, liars: int, change: Callable[[Vector], Vector] | None) -> float | None:

@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from common.contract import Instruction
+from common.errors import RoundError
 from common.study import Study
 from server import rounds
 from server.record import RunRecord
@@ -200,3 +202,18 @@ def test_a_site_that_is_hostile_in_an_evaluation_judges_nothing(capfd: pytest.Ca
     assert set(line["out"]) == {NAME}
     assert line["score"] == 0.5
     check_silence(record, said, capfd)
+
+
+@pytest.mark.parametrize(
+    ("rule", "more", "needed"),
+    [("krum", {}, 5), ("multi-krum", {"aggregation.selected": 2}, 5), ("median", {"aggregation.tolerated": 2}, 5)],
+)
+def test_too_few_sites_for_the_hostile_ones_are_refused_at_the_start(
+    rule: str, more: dict[str, Any], needed: int
+) -> None:
+    study = a_study({"aggregation.rule": rule, "aggregation.tolerated": 1, "sites.join-seconds": 0.2, **more})
+    grid = a_grid(study)
+    with pytest.raises(RoundError, match=f"3 training sites joined, the rule {rule} needs {needed} to withstand"):
+        run(study, grid, next(RUNS))
+    assert isinstance(grid.client, Scripted)
+    assert {instruction.kind for _, instruction in grid.client.asked} == {"join"}

@@ -100,14 +100,15 @@ def test_the_benchmark_of_indexing_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_the_coordinator_runs(tmp_path: Path) -> None:
+def test_the_coordinators_memory_does_not_grow_with_the_sites(tmp_path: Path) -> None:
     out = tmp_path / "server.json"
-    result = CliRunner().invoke(server.app, ["--sites", "30", "--width", "32", "--turns", "2", "--json", str(out)])
+    result = CliRunner().invoke(server.app, ["--sites", "80", "--width", "192", "--turns", "2", "--json", str(out)])
     assert result.exit_code == 0, result.output
     measured = json.loads(out.read_text())
     few, many = measured["memory"]
-    assert (few["sites"], many["sites"]) == (3, 30)
-    assert few["numbers"] == many["numbers"] > 10_000
+    assert (few["sites"], many["sites"]) == (8, 80)
+    assert few["numbers"] == many["numbers"] > 900_000
+    assert many["peak_bytes"] < 1.15 * few["peak_bytes"]  # one more vector for each site would be three times as much
     assert set(measured["rivals"]) == set(server.CONTENDERS)
     assert all(len(rival["seconds"]) == 2 for rival in measured["rivals"].values())
 
