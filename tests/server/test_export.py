@@ -328,7 +328,10 @@ def check_preparation(case: Case, file: Path, pixels: NDArray[np.uint8]) -> None
     parser.read_config(case.folder / f"{case.study.study.id}-bundle" / "configs" / "inference.json")
     with quiet("monai"):  # MONAI warns of readers that it could have
         found = parser.get_parsed_content("preprocessing")({"image": str(file)})["image"]
-    wanted = scaled(torch.from_numpy(prepare((pixels / 255).astype(np.float32), Recipe.of(case.study.model)).copy()))
+    recipe = Recipe.of(case.study.model)
+    wanted = scaled(
+        torch.from_numpy(prepare((pixels / 255).astype(np.float32), recipe, volume=recipe.dimensions == 3).copy())
+    )
     assert type(found) is Tensor
     off = ((found - wanted).abs() * 63.75).round()
     assert off.max() <= 1  # where rounding is a near tie
@@ -545,5 +548,5 @@ def test_command_takes_a_number_and_a_folder() -> None:
 @pytest.mark.parametrize("run", ["78", ".", "no/such/folder", "\u0663"])
 def test_command_of_no_run(run: str) -> None:
     code, output = command(run)
-    assert code == 1
-    assert f"{run} is no run" in output
+    assert code == 2
+    assert f"there is no run {run}" in output
