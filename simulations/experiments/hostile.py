@@ -47,13 +47,14 @@ _STUDY: Mapping[str, bool | int | float | str] = {
     "episodes.classes": "disc,ring,cross",
     "episodes.held-out": "",
     "episodes.ways": 3,
-    "episodes.queries": 4,
+    "episodes.queries": 8,
     "episodes.per-round": 2,
     "episodes.test-episodes": 60,
     "episodes.scratch-steps": 0,
     "outer.rate": 0.01,
     "data.sites": 7,
-    "data.patients-per-class": 10,
+    "data.patients-per-class": 30,
+    "data.test-fraction": 0.5,
 }
 
 #: What every rule needs beside the number of hostile sites, which is f.
@@ -167,8 +168,8 @@ def _accuracy(study: Study, liars: int, change: Callable[[Vector], Vector] | Non
 @plain_errors
 def main(
     liars: Annotated[int, typer.Option(min=1, max=3, help="Hostile sites among the seven; f of the robust rules.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 60,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of every rule under every attack.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 120,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every rule under every attack.")] = 1,
     rules: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(RULES),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
 ) -> None:
