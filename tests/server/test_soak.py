@@ -83,9 +83,9 @@ class Chaos:
             attempt = (int(str(instruction["round"])), int(str(instruction["attempt"])))
             if attempt != self.attempt:
                 self.attempt, self.what = attempt, {}
-                if attempt[1] == 1:  # the network is down for nearly everybody
-                    self.outage = not self.calm and self.random.random() < 0.1
-                    self.counts["outage"] += self.outage
+                chance = 0.1 if attempt[1] == 1 else 0.5 * self.outage
+                self.outage = self.random.random() < chance and not self.calm  # the network is down for most
+                self.counts["outage"] += self.outage
             theta = bytes.fromhex(str(instruction["theta"]))
             assert self.thetas.setdefault(attempt[0], theta) == theta
             crash = 0.9 if self.outage else 0.06
@@ -333,6 +333,7 @@ def test_five_hundred_rounds_in_which_everything_goes_wrong(monkeypatch: pytest.
             "sites.quorum": QUORUM,
             "sites.per-round": SITES - 1,
             "sites.attempts": 2,
+            "sites.rest-after": 2,
             "sites.deadline-seconds": 2.0,
             "sites.join-seconds": 5.0,
             "episodes.test-every": EVERY,
