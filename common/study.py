@@ -193,17 +193,18 @@ class Episodes(_Group):
 class Outer(_Group):
     """The outer optimiser, kept for the whole run; ``cosine`` lets its rate fall to zero over the rounds.
 
-    A meta-gradient longer than ``clip`` is shortened to it; 0 does not clip. With ``average`` above 0, the theta that
-    is evaluated and published is an exponential moving average with this decay. With ``patience`` above 0, it is the
-    best one by the validation patients of the training sites, and the run ends after so many evaluations
-    (``episodes.test-every``) without a better one.
+    A meta-gradient longer than ``clip`` is shortened to it: the first ones can be long, and would fill Adam's memory of
+    squares. 0 does not clip, as averages of weights need it. With ``average`` above 0, the theta that is evaluated and
+    published is an exponential moving average with this decay. With ``patience`` above 0, it is the best one by the
+    validation patients of the training sites, and the run ends after so many evaluations (``episodes.test-every``)
+    without a better one.
     """
 
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     rate: Positive = 0.007
     schedule: Literal["constant", "cosine"] = "constant"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    clip: NonNegative = 0.0
+    clip: NonNegative = 1.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patience: Annotated[int, Field(ge=0)] = 0
 

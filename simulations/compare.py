@@ -57,6 +57,7 @@ _ADAM: Mapping[str, Value] = {
     "outer.rate": 0.003,
     "outer.schedule": "constant",
     "outer.momentum": 0.0,
+    "outer.clip": 0.0,
 }
 # With outer SGD at rate 1 the server's theta is the average of the sites' weights.
 _AVERAGE = {**_ADAM, "outer.optimiser": "sgd", "outer.rate": 1.0}

@@ -52,6 +52,7 @@ _STUDY: Mapping[str, bool | int | float | str] = {
     "episodes.test-episodes": 60,
     "episodes.scratch-steps": 0,
     "outer.rate": 0.01,
+    "outer.clip": 0.0,
     "outer.schedule": "cosine",
     "data.sites": 7,
     "data.patients-per-class": 30,

@@ -34,6 +34,7 @@ _TINY: Mapping[str, bool | int | float | str] = {
     "model.width": 4,
     "model.image-size": 16,
     "algorithm.test-steps": 1,
+    "outer.clip": 0.0,
     "episodes.classes": "a,b,c,d",
     "episodes.held-out": "e,f",
     "episodes.ways": 3,

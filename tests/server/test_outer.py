@@ -1,6 +1,7 @@
 """The outer optimiser and the mean that it is given."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from common.study import Outer
 from server.aggregation import Mean
 from server.outer import OuterOptimiser
 
+plain = partial(Outer, clip=0.0)
 START = np.random.default_rng(0).normal(0, 1, 11)
 GRADIENTS = np.random.default_rng(1).normal(0, 1, (5, 11))
 
@@ -28,7 +30,7 @@ def steps(outer: Outer) -> list[Vector]:
 
 def test_sgd_with_momentum_is_what_the_formula_says() -> None:
     theta, velocity = START.copy(), np.zeros(11)
-    for ours, gradient in zip(steps(Outer(optimiser="sgd", rate=0.1, momentum=0.9)), GRADIENTS, strict=True):
+    for ours, gradient in zip(steps(plain(optimiser="sgd", rate=0.1, momentum=0.9)), GRADIENTS, strict=True):
         velocity = 0.9 * velocity + gradient
         theta = theta - 0.1 * velocity
         np.testing.assert_allclose(ours, theta, rtol=1e-12)
@@ -38,7 +40,7 @@ def test_sgd_with_momentum_is_what_the_formula_says() -> None:
 def test_adam_is_what_the_paper_says(decay: bool) -> None:
     # Kingma and Ba, "Adam", 2015, algorithm 1; Loshchilov and Hutter, "Decoupled weight decay", 2019, algorithm 2.
     theta, m, v = START.copy(), np.zeros(11), np.zeros(11)
-    ours = steps(Outer(optimiser="adamw" if decay else "adam", rate=0.01))
+    ours = steps(plain(optimiser="adamw" if decay else "adam", rate=0.01))
     for t, gradient in enumerate(GRADIENTS, 1):
         m = 0.9 * m + 0.1 * gradient
         v = 0.999 * v + 0.001 * gradient**2
@@ -49,7 +51,7 @@ def test_adam_is_what_the_paper_says(decay: bool) -> None:
 
 def test_cosine_lets_the_rate_fall_to_zero() -> None:
     theta = START.copy()
-    ours = steps(Outer(optimiser="sgd", rate=0.2, schedule="cosine"))
+    ours = steps(plain(optimiser="sgd", rate=0.2, schedule="cosine"))
     for t, gradient in enumerate(GRADIENTS):
         theta = theta - 0.2 * 0.5 * (1 + math.cos(math.pi * t / 5)) * gradient
         np.testing.assert_allclose(ours[t], theta, rtol=1e-12)
@@ -65,7 +67,7 @@ def test_a_long_gradient_is_shortened_and_no_other() -> None:
 
 
 def test_the_published_theta_is_the_weighted_mean_of_all_but_the_first() -> None:
-    optimiser = OuterOptimiser(Outer(average=0.8), START, 5)
+    optimiser = OuterOptimiser(plain(average=0.8), START, 5)
     np.testing.assert_array_equal(optimiser.published, START)
     seen = []
     for gradient in GRADIENTS:
@@ -73,15 +75,15 @@ def test_the_published_theta_is_the_weighted_mean_of_all_but_the_first() -> None
         seen.append(optimiser.theta.copy())
         weights = [0.8 ** (len(seen) - i) for i in range(1, len(seen) + 1)]
         np.testing.assert_allclose(optimiser.published, np.average(seen, axis=0, weights=weights), rtol=1e-12)
-    plain = OuterOptimiser(Outer(), START, 5)
-    plain.step(GRADIENTS[0])
-    np.testing.assert_array_equal(plain.published, plain.theta)
+    last = OuterOptimiser(plain(), START, 5)
+    last.step(GRADIENTS[0])
+    np.testing.assert_array_equal(last.published, last.theta)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_theta_keeps_its_type_and_the_start_is_not_touched(dtype: str) -> None:
     start: Vector = START.astype(dtype)
-    optimiser = OuterOptimiser(Outer(), start, 1)
+    optimiser = OuterOptimiser(plain(), start, 1)
     np.testing.assert_array_equal(optimiser.theta, start)
     optimiser.step(GRADIENTS[0])
     assert optimiser.theta.dtype == dtype
@@ -108,7 +110,7 @@ def test_small_numbers_beside_large_ones_are_kept() -> None:
 
 
 def test_a_step_is_in_thetas_type() -> None:
-    optimiser = OuterOptimiser(Outer(optimiser="sgd", rate=1.0), np.zeros(1, np.float32), 1)
+    optimiser = OuterOptimiser(plain(optimiser="sgd", rate=1.0), np.zeros(1, np.float32), 1)
     optimiser.step(np.array([1 / 3]))
     assert optimiser.theta[0] == -np.float32(1 / 3)
     assert optimiser.theta.dtype == np.float32
