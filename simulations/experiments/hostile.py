@@ -53,7 +53,6 @@ _STUDY: Mapping[str, bool | int | float | str] = {
     "episodes.scratch-steps": 0,
     "outer.rate": 0.01,
     "outer.clip": 0.0,
-    "outer.schedule": "cosine",
     "data.sites": 7,
     "data.patients-per-class": 30,
     "data.test-fraction": 0.5,
@@ -66,7 +65,7 @@ RULES: Mapping[str, Mapping[str, bool | int | float | str]] = {
     "trimmed-mean": {},
     "krum": {},
     "multi-krum": {"aggregation.selected": 3},
-    "centred-clipping": {"aggregation.radius": 2.0, "aggregation.iterations": 3, "aggregation.momentum": 0.9},
+    "centred-clipping": {"aggregation.radius": 1.0, "aggregation.momentum": 0.9},
 }
 
 
@@ -170,7 +169,7 @@ def _accuracy(study: Study, liars: int, change: Callable[[Vector], Vector] | Non
 @plain_errors
 def main(
     liars: Annotated[int, typer.Option(min=1, max=3, help="Hostile sites among the seven; f of the robust rules.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 200,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 120,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every rule under every attack.")] = 1,
     rules: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(RULES),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
