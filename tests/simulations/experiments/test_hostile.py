@@ -26,6 +26,7 @@ TINY = Study().override(
         "episodes.test-episodes": 4,
         "episodes.scratch-steps": 0,
         "outer.optimiser": "sgd",
+        "outer.clip": 0.0,
     }
 )
 
