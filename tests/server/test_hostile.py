@@ -17,7 +17,7 @@ from simulations.engines.inprocess import Fault, InProcessGrid
 from tests.server.rubbish import CASES, PATIENT, Change, records, scalars
 from tests.server.scripted import Scripted, Spoil, a_grid, a_study, events, history, run, vector_of
 
-RUNS = itertools.count(2 * 10**6)
+RUNS = itertools.count(4 * 10**6)
 SITE, ROUND = 1, 2  # who is hostile and when: others come before and after, and the optimiser has a past
 NAME = f"hospital-{SITE}"
 

@@ -201,7 +201,10 @@ def test_exit_codes() -> None:
 
 
 def command(folder: Path, *more: str) -> "subprocess.Popen[str]":
-    program = "from server.cli import app; app()"
+    # Where the tests run in the background, a shell may have told them to ignore Ctrl-C, and they hand that on.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from server.cli import app; app()"
+    )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-c", program, "status", str(folder), *more], text=True, **pipes)  # type: ignore[call-overload,no-any-return]
 
@@ -209,11 +212,14 @@ def command(folder: Path, *more: str) -> "subprocess.Popen[str]":
 @pytest.mark.slow
 def test_watch_ends_with_the_run(tmp_path: Path) -> None:
     folder = alive(write_run(tmp_path / "7", rounds=3, done=3, state="reporting"))
-    process = command(folder, "--watch")
-    time.sleep(6)
-    assert process.poll() is None
-    alive(folder, state="finished")
-    output, errors = process.communicate(timeout=30)
+    with command(folder, "--watch") as process:
+        try:
+            time.sleep(6)
+            assert process.poll() is None
+            alive(folder, state="finished")
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, errors) == (0, "")
     assert "finished" in output
 
@@ -221,10 +227,13 @@ def test_watch_ends_with_the_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_ends_watching_cleanly(tmp_path: Path) -> None:
     folder = alive(write_run(tmp_path / "7", rounds=5, done=3, state="training"))
-    process = command(folder, "--watch")
-    time.sleep(8)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    with command(folder, "--watch") as process:
+        try:
+            time.sleep(8)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, errors) == (130, "stopped\n")
 
 
