@@ -4,7 +4,7 @@ Records are written in whole batches of whole files, so that a run that is stopp
 goes on where it ended. Memory grows with nothing but the names of the files that are done, and the patients.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -68,15 +68,8 @@ def predict(
     """
     table = Table(out, model.classes)
     counts = Counts(before=len(table.files))
-    tasks = (
-        Task((found.path,), str(found.path))
-        for path in paths
-        for found in walk(path.resolve(), skip=skip)
-        if not table.has(str(found.path))
-    )
-    work = Work(key, Reading(), (model.recipe,))
-    results = run_in_workers(partial(read, work), tasks, workers=workers, seconds=seconds, preload=[read.__module__])
-    with closing(results):
+    todo = (path for path in _files(paths, skip) if not table.has(str(path)))
+    with _reading(model, key, todo, workers, seconds) as results:
         for batch in _batches(results):
             table.append(_records(model, batch))
             counts.done += len(batch)
@@ -97,10 +90,8 @@ def pictures(
     seconds: float = 60.0,
 ) -> list[tuple[str, NDArray[np.uint8]]]:
     """Return the first images under some folders by name, prepared; files that cannot be read are left out."""
-    tasks = (Task((found.path,), str(found.path)) for path in paths for found in walk(path.resolve(), skip=skip))
-    work = partial(read, Work(key, Reading(), (model.recipe,)))
     out: list[tuple[str, NDArray[np.uint8]]] = []
-    with closing(run_in_workers(work, tasks, workers=workers, seconds=seconds, preload=[read.__module__])) as results:
+    with _reading(model, key, _files(paths, skip), workers, seconds) as results:
         for task, entries in results:
             found = _found(entries)
             for entry in found if isinstance(found, list) else []:
@@ -137,11 +128,10 @@ def reports(
         return out / f"{keyed(key, 'path', path).hex()}.dcm"
 
     counts = Counts()
-    found = [f.path for path in paths for f in walk(path.resolve(), skip=skip)]
+    found = list(_files(paths, skip))
     counts.before = sum(target(str(path)).exists() for path in found)
-    tasks = (Task((path,), str(path)) for path in found if not target(str(path)).exists())
-    work = partial(read, Work(key, Reading(), (model.recipe,)))
-    with closing(run_in_workers(work, tasks, workers=workers, seconds=seconds, preload=[read.__module__])) as results:
+    todo = (path for path in found if not target(str(path)).exists())
+    with _reading(model, key, todo, workers, seconds) as results:
         for batch in _batches(results):
             records = list(_records(model, batch))
             for name, entries in batch:
@@ -196,6 +186,19 @@ class _Sum:
 
 
 Found = list[Entry] | Reason
+
+
+def _files(paths: Sequence[Path], skip: Path) -> Iterator[Path]:
+    return (found.path for path in paths for found in walk(path.resolve(), skip=skip))
+
+
+def _reading(
+    model: AdaptedModel, key: bytes, files: Iterable[Path], workers: int, seconds: float
+) -> "closing[Generator[tuple[Task, Iterator[Any]]]]":
+    """Return what processes of their own read from some files, prepared for the model."""
+    work = partial(read, Work(key, Reading(), (model.recipe,)))
+    tasks = (Task((path,), str(path)) for path in files)
+    return closing(run_in_workers(work, tasks, workers=workers, seconds=seconds, preload=[read.__module__]))
 
 
 def _batches(results: Iterable[tuple[Task, Iterator[Any]]]) -> Iterator[list[tuple[str, Found]]]:

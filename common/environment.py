@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["QUIET", "flower_environment"]
+__all__ = ["QUIET", "flower_environment", "tool"]
 
 #: Flower's telemetry, its update check, and its installation of an app's dependencies at run time: all off.
 QUIET: Mapping[str, str] = {
@@ -24,3 +24,9 @@ def flower_environment(**more: str) -> dict[str, str]:
     """
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     return {**os.environ, **QUIET, "PATH": path, **more}
+
+
+def tool(name: str) -> str:
+    """Return a command of the environment that this Python runs in, whatever the PATH says."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else name

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.canonical import canonical_json, sha256_hex
 from common.errors import StorageError
-from server.files import flush_folder, write_durably
+from server.files import flush, write_durably
 
 __all__ = ["KEPT", "Checkpoint", "latest", "store"]
 
@@ -69,9 +69,9 @@ def store(folder: Path, checkpoint: Checkpoint) -> None:
         part.mkdir()
         write_durably(part / "arrays.safetensors", tensors)
         write_durably(part / "state.json", canonical_json(about))
-        flush_folder(part)
+        flush(part)
         os.rename(part, final)
-        flush_folder(folder)
+        flush(folder)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         before = _rounds(folder)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-__all__ = ["flush_folder", "write_atomic", "write_durably"]
+__all__ = ["flush", "write_atomic", "write_durably"]
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -14,9 +14,9 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def flush_folder(folder: Path) -> None:
-    """Flush a folder's own entries: without it, a rename may be lost when the power goes."""
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Flush a file or a folder's own entries: without the latter, a rename may be lost when the power goes."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -28,4 +28,4 @@ def write_atomic(path: Path, data: bytes) -> None:
     part = path.with_name(path.name + ".part")
     write_durably(part, data)
     os.replace(part, path)
-    flush_folder(path.parent)
+    flush(path.parent)

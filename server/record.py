@@ -145,9 +145,10 @@ class RunRecord:
 
     def fail(self, reason: str) -> None:
         """Write why the run ended without a result."""
-        with suppress(OSError, StorageError):  # a full disk may be the very reason
-            self.event("failed", reason=reason)
+        with suppress(OSError):  # a full disk may be the very reason
             write_atomic(self.folder / "failure.txt", reason.encode())
+        with suppress(StorageError):
+            self.event("failed", reason=reason)
         self.status(state="failed")
 
     def finish(self, result: Mapping[str, Any], theta: Mapping[str, Tensor]) -> None:

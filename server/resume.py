@@ -1,16 +1,21 @@
 """Going on with a run that was interrupted: a new Flower run that starts from the last checkpoint."""
 
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from common.environment import flower_environment
+from common.environment import flower_environment, tool
 from common.errors import RoundError, StudyError
+from common.study import Study
 from server.record import run_folder
 from server.runs import read_json, recorded_study
 
-__all__ = ["resume_on_flower"]
+__all__ = ["resume_on_flower", "resumed_plan"]
+
+
+def resumed_plan(study: Study, run: int | str) -> str:
+    """Return the run configuration (TOML) that goes on with a run."""
+    return f'resume = "{run}"\n\n{study.toml()}'
 
 
 def resume_on_flower(folder: Path, *, app: Path, superlink: str, federation: str | None) -> None:
@@ -43,9 +48,8 @@ def resume_on_flower(folder: Path, *, app: Path, superlink: str, federation: str
         raise RoundError(f"the run in {folder} has its result already")
     with tempfile.TemporaryDirectory(prefix="wardround-") as name:
         plan = Path(name) / "resume.toml"
-        plan.write_text(f'resume = "{folder.name}"\n\n{study.toml()}', encoding="utf-8")
-        beside = Path(sys.executable).with_name("flwr")
-        command = [str(beside) if beside.exists() else "flwr", "run", str(app), superlink, "--stream"]
+        plan.write_text(resumed_plan(study, folder.name), encoding="utf-8")
+        command = [tool("flwr"), "run", str(app), superlink, "--stream"]
         command += ["--run-config", str(plan), *(["--federation-config", federation] if federation else [])]
         done = subprocess.run(command, env=flower_environment(), check=False)
     # Flower's exit code is 0 also where the run failed.

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from server.units import duration
+
 __all__ = ["in_words", "means"]
 
 
@@ -29,10 +31,5 @@ def in_words(line: Mapping[str, Any], rounds: int) -> str:
         f"round {line['round']:>{len(str(rounds))}}/{rounds}{tried}  {len(line['sites'])} sites  {figures}"
         f"{line['bytes_up'] / 1e6:.2f} MB up {line['bytes_down'] / 1e6:.2f} down  {line['seconds']:.1f} s "
         f"({line['compute_seconds']:.1f} compute, {line['transport_seconds']:.1f} transport, "
-        f"{line['waiting_seconds']:.1f} waiting)  {_left(line['seconds_left'])} left{out}{rest}"
+        f"{line['waiting_seconds']:.1f} waiting)  {duration(line['seconds_left'])} left{out}{rest}"
     )
-
-
-def _left(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"

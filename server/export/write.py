@@ -20,6 +20,7 @@ from server.export.facts import facts_of, readme
 from server.export.monai_bundle import write_bundle
 from server.export.programs import write_onnx, write_program, write_safetensors
 from server.export.source import Predict, Source, read_run
+from server.files import flush
 
 __all__ = ["Exported", "Format", "export_run"]
 
@@ -91,21 +92,13 @@ def _whole(to: Path) -> Iterator[Path]:
         part.mkdir(parents=True)
         yield part
         for path in (*part.rglob("*"), part):
-            _sync(path)
+            flush(path)
         os.rename(part, to)
-        _sync(to.parent)
+        flush(to.parent)
     except OSError as error:
         raise ExportError(f"the export cannot be written to {to}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class _Reference:

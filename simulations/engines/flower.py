@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +14,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import common
-from common.environment import flower_environment
+from common.environment import flower_environment, tool
 from common.errors import RoundError
 from common.paths import home
 from common.study import Study
 from server.record import run_folder
+from server.resume import resumed_plan
+from server.runs import read_json
 
 __all__ = ["SuperLink", "run_on_flower", "superlink"]
 
@@ -56,7 +57,7 @@ class SuperLink:
             The command failed.
         """
         done = subprocess.run(
-            [_tool("flwr"), *arguments, "--format", "json"],
+            [tool("flwr"), *arguments, "--format", "json"],
             env=flower_environment(FLWR_HOME=str(self.folder)),
             capture_output=True,
             text=True,
@@ -82,7 +83,7 @@ def superlink() -> Iterator[SuperLink]:
         (folder / "config.toml").write_text(
             f'[superlink]\ndefault = "lab"\n\n[superlink.lab]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
-        command = [_tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1"]
+        command = [tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1"]
         command += ["--port", str(port), "--database", str(folder / "state.db")]
         command += ["--disable-runtime-dependency-installation"]
         with (folder / "superlink.log").open("wb") as log:
@@ -134,13 +135,13 @@ def run_on_flower(
     _wait_until_up(link)
     began = time.time()
     plan = link.folder / "study.toml"
-    plan.write_text(("" if resume is None else f'resume = "{resume}"\n\n') + study.toml())
+    plan.write_text(study.toml() if resume is None else resumed_plan(study, resume))
     app = str(Path(common.__file__).parents[1])
     sites = f"num-supernodes={study.data.sites} client-resources-num-cpus=1 init-args-num-cpus={concurrent}"
     run_id = int(link.flwr("run", app, "lab", "--run-config", str(plan), "--federation-config", sites)["run-id"])
     number = run_id if resume is None else resume
     folder, seen, asked = run_folder(number), 0, time.monotonic()
-    while not _finished(folder):
+    while read_json(folder / "status.json").get("state") != "finished":
         if (folder / "history.jsonl").exists():
             lines = (folder / "history.jsonl").read_bytes().split(b"\n")[:-1]
             for line in lines[seen:]:
@@ -157,12 +158,6 @@ def run_on_flower(
     return number  # Ray takes seconds more to end
 
 
-def _finished(folder: Path) -> bool:
-    with suppress(FileNotFoundError):
-        return bool(json.loads((folder / "status.json").read_bytes())["state"] == "finished")
-    return False
-
-
 def _status(link: SuperLink, run_id: int) -> str:
     runs = link.flwr("list", "lab", "--run-id", str(run_id))["runs"]
     return str(runs[0]["status"])
@@ -170,7 +165,7 @@ def _status(link: SuperLink, run_id: int) -> str:
 
 def _log(link: SuperLink, run_id: int) -> str:
     done = subprocess.run(
-        [_tool("flwr"), "log", str(run_id), "lab", "--show"],
+        [tool("flwr"), "log", str(run_id), "lab", "--show"],
         env=flower_environment(FLWR_HOME=str(link.folder)),
         capture_output=True,
         text=True,
@@ -224,9 +219,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _tool(name: str) -> str:
-    """Return a command of the environment that this Python runs in, whatever the PATH says."""
-    beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.exists() else name

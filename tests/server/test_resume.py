@@ -1,6 +1,8 @@
 """Resuming: the same bits as without an interruption, and a refusal where the study is another one."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from common.errors import NotPreparedError, RoundError, StorageError, StudyError
 from common.study import Outer, Study
 from server.outer import OuterOptimiser
 from server.record import RunRecord, run_folder
+from server.resume import resume_on_flower
 from server.runs import recorded_study
 from simulations.engines.inprocess import run_in_process
 from tests.server.scripted import Scripted, a_study
@@ -192,3 +195,45 @@ def test_an_optimiser_goes_on_from_its_state(optimiser: Any, schedule: Any) -> N
     assert second.theta.tobytes() == whole.theta.tobytes()
     assert second.published.tobytes() == whole.published.tobytes()
     assert not np.array_equal(second.theta, second.published)
+
+
+STUB = """#!{python}
+import json, pathlib, sys, tomllib
+arguments = sys.argv[1:]
+plan = tomllib.loads(pathlib.Path(arguments[arguments.index("--run-config") + 1]).read_text())
+pathlib.Path("{seen}").write_text(json.dumps([arguments, plan]))
+pathlib.Path("{folder}/status.json").write_text(json.dumps({{"state": "{state}"}}))
+"""
+
+
+@pytest.mark.parametrize("state", ["finished", "failed"])
+def test_the_command_hands_flower_the_runs_own_study_and_tells_how_it_ended(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = a_study({"study.rounds": 4})
+    number = next(RUNS)
+    cut(study, number, 3)
+    folder, seen, flwr = run_folder(number), tmp_path / "seen.json", tmp_path / "flwr"
+    flwr.write_text(STUB.format(python=sys.executable, seen=seen, folder=folder, state=state))
+    flwr.chmod(0o700)
+    monkeypatch.setattr("server.resume.tool", lambda _: str(flwr))
+    if state == "finished":  # Flower's own exit code is 0 in both cases
+        resume_on_flower(folder, app=tmp_path, superlink="consortium", federation="num-supernodes=4")
+    else:
+        with pytest.raises(RoundError, match="did not end with a result"):
+            resume_on_flower(folder, app=tmp_path, superlink="consortium", federation="num-supernodes=4")
+    arguments, plan = json.loads(seen.read_text())
+    assert arguments[:4] == ["run", str(tmp_path), "consortium", "--stream"]
+    assert arguments[-2:] == ["--federation-config", "num-supernodes=4"]
+    assert plan.pop("resume") == str(number)
+    assert Study.from_run_config(plan) == study
+
+
+def test_a_finished_run_and_one_that_lies_elsewhere_are_not_resumed(tmp_path: Path) -> None:
+    study = a_study()
+    number, _ = run_in_process(study, client=Scripted(study), run_id=next(RUNS))
+    with pytest.raises(RoundError, match="has its result already"):
+        resume_on_flower(run_folder(number), app=tmp_path, superlink="local", federation=None)
+    shutil.copytree(run_folder(number), tmp_path / "elsewhere")
+    with pytest.raises(StudyError, match="where runs are resumed"):
+        resume_on_flower(tmp_path / "elsewhere", app=tmp_path, superlink="local", federation=None)
