@@ -7,7 +7,7 @@ results are added in task order, so no bit depends on how many workers ran. On a
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -227,11 +227,11 @@ class Engine:
             finally:
                 slots.put(slot)
 
-        torch.get_num_threads()  # fixes this thread's own number before a worker sets the process's default
         with (
             # TF32 has 10 bits of mantissa and is on by default for convolutions: not exact.
             torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
-            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+            _single_threaded(),
+            ThreadPoolExecutor(workers) as pool,
         ):
             yield from pool.map(run, starts)
         self._idle.extend(slots.get()[0] for _ in range(workers))
@@ -259,6 +259,21 @@ class Engine:
             free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - before
             self._fits[key] = max(1, int(0.8 * free / max(peak, 1)))
         return min(share, self._fits[key])
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Keep this thread, and those that it starts, to one thread an operation.
+
+    Also where the results are summed: OpenMP's helper threads go on spinning after every operation that was split over
+    them, and take a quarter of the workers' time.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _vectorised(work: TaskWork[EpisodeGradient]) -> ChunkWork[EpisodeGradient]:

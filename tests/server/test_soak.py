@@ -278,7 +278,7 @@ def restless(monkeypatch: pytest.MonkeyPatch, chaos: Chaos) -> None:
         "step": OuterOptimiser,
         "round": RunRecord,
         "store": rounds,
-        "flush_folder": checkpoint,
+        "flush": checkpoint,
     }
     for name, owner in steps.items():
         monkeypatch.setattr(owner, name, chaos.dying(name, getattr(owner, name)))

@@ -88,6 +88,17 @@ def test_the_callers_number_of_threads_stays() -> None:
         torch.set_num_threads(1)
 
 
+def test_results_are_summed_by_one_thread_while_the_workers_run() -> None:
+    """Or OpenMP's helpers would spin beside them."""
+    problem = setting(Variant("maml"), 1)
+    torch.set_num_threads(2)
+    try:
+        parts = engine(problem, "loop, 2 cores")._gradients(problem.theta, problem.episodes, "mean")
+        assert [torch.get_num_threads() for _ in parts] == [1] * problem.episodes.n_tasks
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_results_are_detached_from_everything() -> None:
     problem = setting(Variant("maml"), 1)
     assert not any(t.requires_grad for t in rows(problem))
