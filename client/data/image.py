@@ -2,18 +2,20 @@
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from common.canonical import canonical_json
 from common.errors import DataError
 from common.study import Model
 
 __all__ = ["Recipe", "prepare"]
+
+#: New pixels of a row that are computed at once, and most multiplications of one product of matrices.
+_BAND, _SMALL = 4, 2**18
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,46 @@ def _resized(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     if image.ndim == 3:
         slices = np.stack([_resized(plane, size) for plane in image])
         # Along the depth as if it were the rows of one very wide picture, whose columns stay.
-        return _rows(slices.reshape(len(slices), -1), size).reshape(size, size, size)
-    if image.shape == (size, size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+        return _resampled(slices.reshape(len(slices), -1).T, size).T.reshape(size, size, size)
+    return _resampled(_resampled(image, size).T, size).T
 
 
-def _rows(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    if len(image) == size:
+def _resampled(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Return ``[H, W]`` with rows of another length: what Pillow's `BILINEAR` gives, in half the time.
+
+    As there, sums are of float64 and each pass ends in float32.
+    """
+    if image.shape[1] == size:
         return image
-    return np.asarray(Image.fromarray(image).resize((image.shape[1], size), Image.Resampling.BILINEAR))
+    bands = _bands(image.shape[1], size)
+    out = np.empty((len(image), size), np.float32)
+    # Small products are not shared out to threads, which workers have no cores for, and take little memory.
+    step = max(1, _SMALL // max(weights.size for _, _, weights in bands))
+    for start in range(0, len(image), step):
+        rows = image[start : start + step].astype(np.float64)
+        for ours, theirs, weights in bands:
+            out[start : start + step, ours] = rows[:, theirs] @ weights
+    return out
+
+
+@lru_cache(64)
+def _bands(length: int, size: int) -> tuple[tuple[slice, slice, NDArray[np.float64]], ...]:
+    """Return which pixels of a new row are made of which ones of the old row, and with which weights.
+
+    A triangle lies around the place of every new pixel, as wide as two new pixels, or as two old ones if they are
+    wider; its weights are scaled to have a sum of 1.
+    """
+    scale = length / size
+    reach = max(scale, 1.0)
+    middles = (np.arange(size) + 0.5) * scale
+    lows = np.maximum((middles - reach + 0.5).astype(np.int64), 0)
+    highs = np.minimum((middles + reach + 0.5).astype(np.int64), length)
+    bands = []
+    for start in range(0, size, _BAND):
+        ours = slice(start, min(start + _BAND, size))
+        theirs = slice(int(lows[start]), int(highs[ours.stop - 1]))
+        old = np.arange(theirs.start, theirs.stop)[:, None]
+        weights = np.maximum(1 - np.abs((old - middles[ours] + 0.5) * (1 / reach)), 0)
+        weights[(old < lows[ours]) | (old >= highs[ours])] = 0
+        bands.append((ours, theirs, weights / weights.sum(0)))
+    return tuple(bands)
