@@ -149,9 +149,10 @@ def identity_refusal(header: Header) -> Reason | None:
 
 
 def _exposed(dataset: Dataset, removed: bool) -> Iterator[str]:
-    held = frozenset(map(int, dataset.keys()))  # asking the dataset makes a tag of every question
-    for keyword, tag in _TAGS:
-        if tag not in held or not _has_value(dataset.get_item(tag)):
+    # Asking the dataset would make a tag of every question.
+    held = dict(zip(map(int, dataset.keys()), dataset.values(), strict=True))
+    for keyword, tag in [(keyword, tag) for keyword, tag in _TAGS if tag in held]:
+        if not _has_value(held[tag]):
             continue
         if keyword == "PatientName" and _is_pseudonym(text(dataset, keyword), text(dataset, "PatientID")):
             continue

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from pydicom import Dataset, uid
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.datadict import tag_for_keyword
-from pydicom.dataelem import RawDataElement, empty_value_for_VR
+from pydicom.dataelem import DataElement, RawDataElement, empty_value_for_VR
 from pydicom.dataset import FileMetaDataset
 from pydicom.tag import BaseTag
 from pydicom.values import convert_string
@@ -39,7 +39,7 @@ _AFTER_META = 0x00030000
 #: Printable ASCII that means the same in every character set of DICOM, and neither separates values nor groups.
 _ASCII = re.compile(rb"[ -<>-\[\]-}]*\0*")
 
-_Elements = dict[BaseTag, RawDataElement]
+_Elements = dict[BaseTag, DataElement | RawDataElement]
 
 
 def plain_dataset(file: BinaryIO) -> Dataset | None:
@@ -52,7 +52,7 @@ def plain_dataset(file: BinaryIO) -> Dataset | None:
     if meta is None or head[128:132] != b"DICM" or any(tag >> 16 != 2 for tag in meta[0]):
         return None
     syntax = meta[0].get(BaseTag(_SYNTAX))
-    file_meta = _META.get(syntax.value) if syntax is not None else None
+    file_meta = None if syntax is None else _META.get(syntax.value or b"")
     if file_meta is None:
         return None
     implicit = file_meta.TransferSyntaxUID.is_implicit_VR
