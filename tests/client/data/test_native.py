@@ -28,7 +28,10 @@ def written(path: Path, stored: np.ndarray[Any, Any], bits: int, syntax: str) ->
     dataset.PixelData = stored.tobytes() + b"\0" * (stored.nbytes % 2)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = uid.UID(syntax)
-    dataset.file_meta.MediaStorageSOPClassUID, dataset.file_meta.MediaStorageSOPInstanceUID = uid.CTImageStorage, "1.2"
+    dataset.file_meta.MediaStorageSOPClassUID, dataset.file_meta.MediaStorageSOPInstanceUID = (
+        uid.CTImageStorage,
+        uid.UID("1.2"),
+    )
     dataset.save_as(path, enforce_file_format=True)
     return path
 
