@@ -17,7 +17,7 @@ from common.errors import DataError, NotPreparedError
 
 __all__ = ["ASIDE", "Catalogue", "Known", "Split", "open_catalogue", "split_of"]
 
-_VERSION = "2"
+_VERSION = "3"
 
 # A row of `image` owns the slot of that number in every pixel cache. Slots are never given to another picture. A row of
 # `cached` without a checksum: the picture has not the recipe's number of dimensions. `wipe` holds the slots of removed

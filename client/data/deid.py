@@ -18,6 +18,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from client.data.header import text
 from client.data.picture import Header, Reason
 
 __all__ = ["DIRECT", "IDENTIFYING", "PRIVATE", "header_of", "identity_refusal"]
@@ -148,11 +149,12 @@ def identity_refusal(header: Header) -> Reason | None:
 
 
 def _exposed(dataset: Dataset, removed: bool) -> Iterator[str]:
-    held = frozenset(map(int, dataset.keys()))  # asking the dataset makes a tag of every question
-    for keyword, tag in _TAGS:
-        if tag not in held or not _has_value(dataset.get_item(tag)):
+    # Asking the dataset would make a tag of every question.
+    held = dict(zip(map(int, dataset.keys()), dataset.values(), strict=True))
+    for keyword, tag in [(keyword, tag) for keyword, tag in _TAGS if tag in held]:
+        if not _has_value(held[tag]):
             continue
-        if keyword == "PatientName" and _is_pseudonym(_text(dataset, keyword), _text(dataset, "PatientID")):
+        if keyword == "PatientName" and _is_pseudonym(text(dataset, keyword), text(dataset, "PatientID")):
             continue
         # In a file whose identity was removed the number is a pseudonym.
         if keyword == "PatientID" and removed:
@@ -177,7 +179,7 @@ def _is_pseudonym(name: str, number: str) -> bool:
 
 def _burned_in(dataset: Dataset) -> str:
     methods = dataset.get("DeidentificationMethodCodeSequence") or ()
-    if any(_text(method, "CodeValue") == _CLEANED_PIXELS for method in methods):
+    if any(text(method, "CodeValue") == _CLEANED_PIXELS for method in methods):
         return "NO"
     said = _code(dataset, "BurnedInAnnotation")
     return said if said in {"YES", "NO"} else ""
@@ -185,16 +187,11 @@ def _burned_in(dataset: Dataset) -> str:
 
 def _code(dataset: Dataset, keyword: str) -> str:
     """Return a code string, or nothing where it is none (PS3.5 table 6.2-1)."""
-    text = _text(dataset, keyword)
-    return text if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) else ""
+    said = text(dataset, keyword)
+    return said if re.fullmatch(r"[A-Z0-9_ ]{1,16}", said) else ""
 
 
 def _clean(dataset: Dataset, keyword: str) -> str:
     """Return printable text of at most 64 characters, or nothing where it has the form of a person's name."""
-    text = _text(dataset, keyword)
-    return "" if "^" in text else "".join(c if c.isprintable() else " " for c in text)[:64].strip()
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    value = dataset.get(keyword)
-    return "" if value is None else str(value).strip(" \0")
+    said = text(dataset, keyword)
+    return "" if "^" in said else "".join(c if c.isprintable() else " " for c in said)[:64].strip()

@@ -11,6 +11,7 @@ become one, which costs images but never puts a patient on two sides.
 """
 
 import logging
+import math
 import stat
 import struct
 import warnings
@@ -32,6 +33,8 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import as_pixel_options
 
 from client.data.deid import header_of, identity_refusal
+from client.data.header import plain_dataset, text
+from client.data.native import describe, known, learning, native_frames
 from client.data.picture import IDENTIFIERS, Header, Picture, Place, Reading, Reason, Refused
 from client.data.windows import functional_groups, rendering, show, window_names
 
@@ -150,9 +153,13 @@ def _opened(path: Path, reading: Reading) -> tuple[Dataset, Header, dict[str, st
 
 def _decoding(dataset: Dataset, reading: Reading) -> tuple[range, Iterator[NDArray[np.generic]]]:
     """Return which frames are wanted, and what yields them."""
+    description = describe(dataset)
+    if (layout := known(description)) is not None and math.prod(layout.shape) <= reading.max_values:
+        chosen = reading.chosen(layout.count)
+        return chosen, native_frames(dataset, layout, chosen)
     count = _check_pixels(dataset, reading)
     chosen = reading.chosen(count)
-    return chosen, _decoded(dataset, chosen, count)
+    return chosen, learning(description, dataset, _decoded(dataset, chosen, count), count)
 
 
 def series_of(path: Path, reading: Reading) -> str:
@@ -201,6 +208,9 @@ def _check_file(path: Path, reading: Reading) -> None:
 
 def _parse(path: Path, reading: Reading) -> Dataset:
     with path.open("rb") as file:
+        if (plain := plain_dataset(file)) is not None:
+            return plain
+        file.seek(0)
         whole = file.read(132)[128:] == b"DICM"
         file.seek(0)
         if not whole and file.read(2) not in _FIRST_GROUPS:
@@ -249,20 +259,19 @@ def _plausible(dataset: Dataset) -> bool:
 
 
 def _check_kind(dataset: Dataset) -> None:
-    if dataset.get("SOPClassUID") not in SOP_CLASSES:
+    if text(dataset, "SOPClassUID") not in SOP_CLASSES:
         raise Refused(Reason.SOP_CLASS)
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax not in TRANSFER_SYNTAXES:
         raise Refused(Reason.TRANSFER_SYNTAX)
     held = [keyword for keyword in _PIXELS if keyword in dataset]
-    if len(held) != 1 or not dataset[held[0]].value:
+    if len(held) != 1 or not dataset.get_item(held[0]).value:
         raise Refused(Reason.NO_PIXELS if len(held) < 2 else Reason.NOT_DECODED)
 
 
 def _identifiers(dataset: Dataset) -> dict[str, str]:
-    found = {keyword: dataset.get(keyword) for keyword in IDENTIFIERS if keyword != "path"}
-    texts = {keyword: "" if value is None else str(value).strip(" \0") for keyword, value in found.items()}
-    return {keyword: text for keyword, text in texts.items() if text}
+    found = {keyword: text(dataset, keyword) for keyword in IDENTIFIERS if keyword != "path"}
+    return {keyword: said for keyword, said in found.items() if said}
 
 
 def _check_pixels(dataset: Dataset, reading: Reading) -> int:

@@ -2,18 +2,20 @@
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from common.canonical import canonical_json
 from common.errors import DataError
 from common.study import Model
 
 __all__ = ["Recipe", "prepare"]
+
+#: New pixels that are computed at once, and most multiplications of one product of matrices.
+_BAND, _SMALL = 4, 2**18
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,40 @@ def _resized(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """Return ``[H, W]`` or ``[D, H, W]`` with all sides of one length."""
     if image.ndim == 3:
         slices = np.stack([_resized(plane, size) for plane in image])
-        # Along the depth as if it were the rows of one very wide picture, whose columns stay.
-        return _rows(slices.reshape(len(slices), -1), size).reshape(size, size, size)
-    if image.shape == (size, size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+        return _resampled(slices.reshape(len(slices), -1), size).reshape(size, size, size)
+    return _resampled(_resampled(image, size).T, size).T
 
 
-def _rows(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+def _resampled(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Return ``[H, W]`` with columns of another length: what Pillow's `BILINEAR` gives but for rounding, and faster."""
     if len(image) == size:
         return image
-    return np.asarray(Image.fromarray(image).resize((image.shape[1], size), Image.Resampling.BILINEAR))
+    bands = _bands(len(image), size)
+    out = np.empty((size, image.shape[1]), np.float32)
+    # Small products are not shared out to threads, for which workers have no cores.
+    step = max(1, _SMALL // max(weights.size for _, _, weights in bands))
+    for start in range(0, image.shape[1], step):
+        columns = slice(start, start + step)
+        for new, old, weights in bands:
+            np.matmul(weights, image[old, columns], out=out[new, columns])
+    return out
+
+
+@lru_cache(64)
+def _bands(length: int, size: int) -> tuple[tuple[slice, slice, NDArray[np.float32]], ...]:
+    """Return which pixels of a new column are made of which ones of the old column, and with which weights.
+
+    A triangle lies around the place of every new pixel, as wide as two new pixels, or as two old ones if those are
+    wider; its weights are scaled to have a sum of 1.
+    """
+    scale = length / size
+    reach = max(scale, 1.0)
+    middles = (np.arange(size) + 0.5) * scale
+    bands = []
+    for start in range(0, size, _BAND):
+        new = slice(start, min(start + _BAND, size))
+        old = slice(max(int(middles[start] - reach), 0), min(int(middles[new.stop - 1] + reach) + 1, length))
+        distances = np.arange(old.start, old.stop) + 0.5 - middles[new, None]
+        weights = np.maximum(1 - np.abs(distances) / reach, 0)
+        bands.append((new, old, (weights / weights.sum(1, keepdims=True)).astype(np.float32)))
+    return tuple(bands)

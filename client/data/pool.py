@@ -166,7 +166,7 @@ def _tell(worker: _Worker[T], task: T) -> None:
     worker.told.append(task)
     # It may have died on an earlier task; when that one's results are asked for, another is hired and told again.
     with suppress(BrokenPipeError, ConnectionResetError):
-        worker.line.send(task)
+        worker.line.send_bytes(pickle.dumps(task))  # quicker than `send`, which is ready for more kinds of things
 
 
 def _serve(line: Connection, work: Callable[[T], Iterator[Any]], seconds: float) -> None:
@@ -185,7 +185,7 @@ def _serve(line: Connection, work: Callable[[T], Iterator[Any]], seconds: float)
     gc.freeze()  # the modules are for ever: no collection need look at them
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            results = work(line.recv())
+            results = work(pickle.loads(line.recv_bytes()))
             while True:
                 # The parent ends a worker that is too slow; should the parent be killed, this does.
                 signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
@@ -194,4 +194,4 @@ def _serve(line: Connection, work: Callable[[T], Iterator[Any]], seconds: float)
                 if result is _END:
                     line.send_bytes(b"")
                     break
-                line.send(result)
+                line.send_bytes(pickle.dumps(result))

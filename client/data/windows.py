@@ -6,13 +6,15 @@ white, and does not count for the range of a frame that has no window. Colour pr
 
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing
+
+from client.data.memo import remember
 
 __all__ = [
     "HEADER",
@@ -65,10 +67,7 @@ _NESTED = frozenset(
 _VOI = ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
 _MACROS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 
-_REMEMBERED = 32
 _LONGEST_TABLE = 2**16
-K = TypeVar("K")
-V = TypeVar("V")
 
 Grey = tuple[NDArray[np.float64], NDArray[np.bool_] | None]
 
@@ -115,7 +114,7 @@ def rendering(dataset: Dataset, frame: int) -> Dataset:
         if not (np.isfinite([out.RescaleSlope, out.RescaleIntercept]).all() and out.RescaleSlope):
             raise ValueError("not a rescale")
     if said is not None:
-        _remember(_SEEN, said, out)
+        remember(_SEEN, said, out)
     return out
 
 
@@ -131,13 +130,6 @@ def _said(dataset: Dataset) -> tuple[object, ...] | None:
                 return None
             parts += (tag, element.VR, element.value)
     return tuple(parts)
-
-
-def _remember(known: dict[K, V], key: K, value: V) -> None:
-    """Keep for the pictures that follow, of the same series mostly; all is forgotten before it becomes much."""
-    if len(known) >= _REMEMBERED:
-        known.clear()
-    known[key] = value
 
 
 def functional_groups(dataset: Dataset, frame: int) -> Iterator[Dataset]:
@@ -212,7 +204,7 @@ def _window_table(
         first, end = least, least + count
     table = contrast(grey(_numbers(first, end, dtype), header), header, window, (0.0, 0.0))
     if len(table) <= _LONGEST_TABLE:
-        _remember(_TABLES, key, (header, first, table))
+        remember(_TABLES, key, (header, first, table))
     return first, table
 
 

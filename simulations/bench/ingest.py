@@ -1,9 +1,10 @@
 """`python -m simulations.bench.ingest`: from files to episodes, beside the loop that everybody writes.
 
 Files of 512 x 512 pixels are read, checked, catalogued and prepared by the indexer, and, in turns with it, read and
-resized by two plain loops in one process: one takes the stored numbers, one what the header says that a display shows,
-as the indexer does. The first also runs on one core, since the decoder that pydicom prefers for JPEG 2000 takes as many
-threads as there are cores, and once for each core at the same time: all that this machine can give. Then memory, with
+resized by plain loops in one process. The first is as everybody writes it. The second takes the indexer's decoder, in
+one thread: GDCM, which pydicom prefers for JPEG 2000, takes two. The third runs once for each core at the same time,
+one thread each: all that this machine can give. The fourth resizes by the indexer's own code instead of Pillow's. The
+fifth takes not the stored numbers but what the header says that a display shows, as the indexer does. Then memory, with
 ten times as many files; then episodes from the cache.
 """
 
@@ -14,7 +15,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,12 +29,14 @@ import numpy as np
 import pydicom
 import typer
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 from rich.console import Console
 from rich.table import Table
 
 from client.data.catalogue import Split
+from client.data.dicom import TRANSFER_SYNTAXES
 from client.data.episodes import draw, make_pool
 from client.data.image import Recipe, prepare
 from client.data.index import Plan, index
@@ -53,6 +56,17 @@ _SYNTAXES = {
 _RECIPE = Recipe(1, 64)
 _CLASSES = "abcdefghij"
 
+# In the order in which they are measured, and as they are called; the first two are what the others are set against.
+_WAYS = {
+    "plain": "loop",
+    "one_thread": "loop, one thread",
+    "at_once": "loops at once",
+    "own_resize": "loop, the indexer's resize",
+    "displayed": "loop, as displayed",
+    "indexed": "indexer",
+}
+_BASES = ("plain", "one_thread")
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -65,34 +79,44 @@ def _scratch() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _plain(archive: Path, *, display: bool) -> int:
-    """Read and resize every file in a loop, as a notebook would; with ``display``, as its header says it looks."""
+def _plain(archive: Path, *, one_thread: bool = False, pillow: bool = True, display: bool = False) -> int:
+    """Read and resize every file in a loop, as a notebook would.
+
+    Parameters
+    ----------
+    archive : Path
+        Folder of the files.
+    one_thread : bool
+        Decode as the indexer does.
+    pillow : bool
+        Resize by Pillow, which gives what the indexer's `prepare` does, but for rounding; otherwise by that.
+    display : bool
+        Apply rescale and window, as the header says.
+    """
     out = []
     for path in sorted(archive.rglob("*.dcm")):
         dataset = pydicom.dcmread(path)
+        if one_thread:
+            dataset.pixel_array_options(decoding_plugin=TRANSFER_SYNTAXES[dataset.file_meta.TransferSyntaxUID])
         pixels = dataset.pixel_array
         if display:
             pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
         grey: NDArray[np.float32] = pixels.astype(np.float32)
         grey -= grey.min()
         grey /= grey.max() or 1.0
-        out.append(prepare(grey, _RECIPE))
+        if pillow:
+            image = Image.fromarray(grey).resize((_RECIPE.size, _RECIPE.size), Image.Resampling.BILINEAR)
+            out.append((np.asarray(image) * 255).round().astype(np.uint8))
+        else:
+            out.append(prepare(grey, _RECIPE))
     return len(out)
 
 
-def _on_one_core(work: Callable[[], object]) -> None:
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        work()
-    finally:
-        os.sched_setaffinity(0, cores)
-
-
-def throughput(patients: int, rounds: int, workers: int) -> dict[str, Any]:
-    """Return files per second of the plain loop and of the indexer, and their ratio, for each transfer syntax."""
+def throughput(names: Iterable[str], patients: int, rounds: int, workers: int) -> dict[str, Any]:
+    """Return files per second of the plain loops and of the indexer, and their ratios, for some transfer syntaxes."""
     results = {}
-    for name, syntax in _SYNTAXES.items():
+    for name in names:
+        syntax = _SYNTAXES[name]
         spawn = multiprocessing.get_context("spawn")
         with _scratch() as folder, ProcessPoolExecutor(workers, mp_context=spawn) as loops:
             scanner = replace(SCANNERS[0], transfer_syntax=syntax)
@@ -101,21 +125,22 @@ def throughput(patients: int, rounds: int, workers: int) -> dict[str, Any]:
             write_hospital(
                 folder, scanner=scanner, lesions=("disc", "ring"), patients_per_lesion=count, seed=0, size=512
             )
-            ways = ("plain", "one_core", "at_once", "displayed", "indexed")
-            speeds: dict[str, list[float]] = {way: [] for way in ways}
+            speeds: dict[str, list[float]] = {way: [] for way in _WAYS}
+            archive = folder / "dicom"
             for turn in range(rounds + 1):
                 site, labels = folder / f"site-{turn}", Labels(folder / "labels.csv", {})
                 marks = [time.perf_counter()]
-                files = _plain(folder / "dicom", display=False)
+                files = _plain(archive)
                 marks.append(time.perf_counter())
-                _on_one_core(partial(_plain, folder / "dicom", display=False))
+                _plain(archive, one_thread=True)
                 marks.append(time.perf_counter())
-                # As many loops side by side as the indexer has processes: what this machine can give at all.
-                list(loops.map(partial(_plain, display=False), [folder / "dicom"] * workers))
+                list(loops.map(partial(_plain, one_thread=True), [archive] * workers))
                 marks.append(time.perf_counter())
-                _plain(folder / "dicom", display=True)
+                _plain(archive, pillow=False)
                 marks.append(time.perf_counter())
-                counts = index(Plan(site, [folder / "dicom"], [_RECIPE], labels, workers=workers))
+                _plain(archive, display=True)
+                marks.append(time.perf_counter())
+                counts = index(Plan(site, [archive], [_RECIPE], labels, workers=workers))
                 marks.append(time.perf_counter())
                 if counts.read != files:
                     raise RuntimeError(f"{counts.refused} of {files} files were refused")
@@ -125,7 +150,7 @@ def throughput(patients: int, rounds: int, workers: int) -> dict[str, Any]:
             results[name] = {
                 "files": files,
                 **{f"{way}_per_second": median(rates) for way, rates in speeds.items()},
-                **{f"times_{base}": {way: _spread(speeds[way], speeds[base]) for way in ways} for base in ways[:2]},
+                **{f"times_{base}": {way: _spread(speeds[way], speeds[base]) for way in _WAYS} for base in _BASES},
             }
     return results
 
@@ -212,6 +237,9 @@ def _forget(file: Path) -> None:
 @plain_errors
 def main(
     parts: Annotated[str, typer.Option(help="Of throughput, memory, episodes.")] = "throughput,memory,episodes",
+    syntaxes: Annotated[str, typer.Option(help="For throughput: of uncompressed, JPEG 2000, JPEG-LS.")] = ",".join(
+        _SYNTAXES
+    ),
     quick: Annotated[bool, typer.Option("--quick", help="Few files: does the benchmark work?")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes of the indexer.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each measurement.")] = 5,
@@ -219,21 +247,23 @@ def main(
 ) -> None:
     """Measure indexing against a plain loop, its memory, and how fast episodes come from the cache."""
     measures: dict[str, Callable[[], Any]] = {
-        "throughput": lambda: throughput(2 if quick else 60, rounds, workers),
+        "throughput": lambda: throughput(names, 2 if quick else 60, rounds, workers),
         "memory": lambda: [memory(n, workers) for n in ((20, 60) if quick else (10_000, 100_000))],
         "episodes": lambda: episodes(2_000 if quick else 50_000, rounds),
     }
     chosen = [part.strip() for part in parts.split(",")]
     if unknown := set(chosen) - set(measures):
         raise typer.BadParameter(f"there is no part {sorted(unknown)}: use {', '.join(measures)}")
+    names = [name.strip() for name in syntaxes.split(",")]
+    if unknown := set(names) - set(_SYNTAXES):
+        raise typer.BadParameter(f"there is no syntax {sorted(unknown)}: use {', '.join(_SYNTAXES)}")
     results = {part: measures[part]() for part in chosen}
     console = Console(width=110)
     if rates := results.get("throughput"):
-        table = Table("files", "way", "files/s", "times the loop", "times the loop on one core")
-        names = ("loop", "loop on one core", f"{workers} loops at once", "loop, as displayed", "indexer")
+        table = Table("files", "way", "files/s", "times the loop", "times the loop in one thread")
         for syntax, r in rates.items():
-            for way, name in zip(r["times_plain"], names, strict=True):
-                spreads = [r[f"times_{base}"][way] for base in ("plain", "one_core")]
+            for way, name in _WAYS.items():
+                spreads = [r[f"times_{base}"][way] for base in _BASES]
                 ratios = [f"{s['median']:.2f} ({s['min']:.2f} .. {s['max']:.2f})" for s in spreads]
                 table.add_row(syntax, name, f"{r[f'{way}_per_second']:.0f}", *ratios, end_section=way == "indexed")
         console.print(table)

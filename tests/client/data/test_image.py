@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from client.data.image import Recipe, prepare
 from common.errors import DataError
@@ -42,6 +45,20 @@ def test_grey_becomes_colour_by_repetition_and_colour_grey_by_its_mean() -> None
     np.testing.assert_array_equal(prepare(grey, Recipe(3, 16)), np.stack([prepare(grey, Recipe(1, 16))[0]] * 3))
     mean = prepare(colour, Recipe(1, 16))[0].astype(float)
     assert np.abs(mean - 255 * colour.mean(-1)).max() <= 0.5 + 1e-4
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 150), st.integers(1, 150), st.integers(1, 70), st.sampled_from([2, 256, 4096, 2**24]))
+def test_resizing_is_pillows_but_for_rounding(height: int, width: int, size: int, levels: int) -> None:
+    image = (np.random.default_rng(height).integers(0, levels, (height, width)) / (levels - 1)).astype(np.float32)
+    theirs = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)) * np.float64(255)
+    assert np.abs(prepare(image, Recipe(1, size))[0] - theirs).max() < 0.5 + 1e-3
+
+
+def test_wide_pictures_are_resized_in_pieces() -> None:
+    image = picture(40, 9000)
+    theirs = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR)) * np.float64(255)
+    assert np.abs(prepare(image, Recipe(1, 16))[0] - theirs).max() < 0.5 + 1e-3
 
 
 @pytest.mark.parametrize("value", [0, 1, 127, 255])

@@ -116,10 +116,11 @@ def test_every_worker_dies_on_every_task() -> None:
 
 def test_a_worker_that_hangs_is_given_up() -> None:
     tasks = [Task(i, "hang" if i in {1, 2} else "") for i in range(6)]
+    assert outcome([Task(0)]) == [whole(0)]  # the fork server may take seconds to start, which is nobody's hanging
     started = time.monotonic()
-    got = outcome(tasks, seconds=2.0)
+    got = outcome(tasks, seconds=4.0)
     assert got == [(i, [(i, 0), Failure(TOO_SLOW)]) if i in {1, 2} else whole(i) for i in range(6)]
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60  # the tasks would sleep for ever
     assert descendants() == set()
 
 

@@ -9,7 +9,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from client.data import windows
+from client.data import memo, windows
 from client.data.windows import rendering, show
 
 HEADERS: list[dict[str, Any]] = [
@@ -78,7 +78,7 @@ def test_every_picture_is_shown_as_if_it_were_the_first(monkeypatch: pytest.Monk
         forget()
         alone.append(shown(*case))
     forget()
-    monkeypatch.setattr(windows, "_REMEMBERED", len(KINDS))
+    monkeypatch.setattr(memo, "_MOST", len(KINDS))
     for case, expected in zip(cases, alone, strict=True):
         found = shown(*case)
         if found is None or expected is None:
