@@ -116,10 +116,11 @@ def header_of(dataset: Dataset) -> Header:
     """
     modality, body_part = _code(dataset, "Modality"), _code(dataset, "BodyPartExamined")
     removed = _code(dataset, "PatientIdentityRemoved") == "YES"
+    burned_in = _burned_in(dataset)
     notes = {
         "identity-removed": removed,
-        "burned-in": _burned_in(dataset) == "YES",
-        "burned-in-unknown": not _burned_in(dataset)
+        "burned-in": burned_in == "YES",
+        "burned-in-unknown": not burned_in
         and (modality in _WITH_TEXT or dataset.get("SOPClassUID") in _CAPTURES),
         "face": _code(dataset, "RecognizableVisualFeatures") == "YES"
         or (modality in {"CT", "MR"} and not _HEAD.isdisjoint({body_part, *re.split("[ _]", body_part)})),

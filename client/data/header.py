@@ -6,7 +6,7 @@ of pixels. Here is only what is the same for every file: elements of known lengt
 
 import os
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from struct import Struct
 from typing import BinaryIO
 
@@ -75,13 +75,20 @@ def plain_dataset(file: BinaryIO) -> Dataset | None:
 
 def text(dataset: Dataset, keyword: str) -> str:
     """Return an element's text without what fills it up; ``""`` where there is none."""
-    tag = tag_for_keyword(keyword)
-    element = dataset.get_item(tag) if tag is not None and tag in dataset else None
+    element = dataset.get_item(_tag(keyword))
+    if element is None:
+        return ""
     if isinstance(element, RawDataElement) and element.VR in _TEXTS and isinstance(element.value, bytes):  # noqa: SIM102
         if _ASCII.fullmatch(element.value):
             return element.value.decode("ascii").strip(" \0")
     value = dataset.get(keyword)
     return "" if value is None else str(value).strip(" \0")
+
+
+@cache
+def _tag(keyword: str) -> BaseTag:
+    """Return a keyword's tag as pydicom takes it without a conversion."""
+    return BaseTag(tag_for_keyword(keyword) or 0)
 
 
 def _meta(syntax: str) -> FileMetaDataset:

@@ -200,6 +200,8 @@ def _window_table(
         return first, table
     # All steps are monotone: what lies between two pictures' numbers can be shown where they can.
     first, end = min(first, least), max(end, least + count)
+    if first >= 0 and end <= _LONGEST_TABLE:
+        first = 0  # then a number is its own place
     if end - first > _LONGEST_TABLE:
         first, end = least, least + count
     table = contrast(grey(_numbers(first, end, dtype), header), header, window, (0.0, 0.0))
@@ -215,6 +217,8 @@ def _numbers(first: int, end: int, dtype: np.dtype[Any]) -> NDArray[Any]:
 def _places(stored: NDArray[np.generic], first: int) -> NDArray[np.unsignedinteger[Any]]:
     """Return how far each number is from the first one."""
     unsigned = stored.dtype.str.replace("i", "u")
+    if first == 0:
+        return stored.view(unsigned)
     origin = _numbers(first, first + 1, stored.dtype).view(unsigned)
     places: NDArray[np.unsignedinteger[Any]] = stored.view(unsigned) - origin  # modulo 2 ** bits: no overflow
     return places
