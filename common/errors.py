@@ -7,6 +7,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "ExportError",
+    "MembershipError",
     "ModelError",
     "NotPreparedError",
     "RoundError",
@@ -96,6 +97,22 @@ class ExportError(WardroundError):
     """A run's theta cannot be exported, or an export does not compute what theta does."""
 
     code = 110
+
+
+class MembershipError(WardroundError):
+    """A key, certificate, request, kit or manifest of a consortium is not what it must be.
+
+    Attributes
+    ----------
+    why : str
+        A word for the kind of breach, the same every time: for tests and for programs.
+    """
+
+    code = 111
+
+    def __init__(self, text: str, why: str = "membership") -> None:
+        super().__init__(text)
+        self.why = why
 
 
 def explain(code: int) -> str:

@@ -1,0 +1,6 @@
+"""A site's keys, and its place in a consortium."""
+
+from client.membership.check import examine
+from client.membership.store import Joined, create, join, joined, rotate
+
+__all__ = ["Joined", "create", "examine", "join", "joined", "rotate"]
