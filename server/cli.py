@@ -65,6 +65,7 @@ app.command(epilog="Example: wardround-study revoke st-mary")(consortium.revoke)
 app.command(epilog="Example: wardround-study admit --study skin.toml --bundle wardround.fab")(consortium.admit)
 app.command(epilog="Example: wardround-study withdraw 3f5a...")(consortium.withdraw)
 app.command(epilog="Example: wardround-study sites")(consortium.sites)
+app.command(epilog="Example: wardround-study edge --superlink 127.0.0.1:8000")(consortium.edge)
 
 
 @app.callback()

@@ -16,10 +16,11 @@ from common.paths import home
 from common.study import Study
 from server.consortium import members
 from server.consortium.authority import Authority, changing, found, open_authority
+from server.consortium.edge import Edge, write_edge
 from server.consortium.issue import SITE_DAYS, issue_site
 from server.files import write_atomic
 
-__all__ = ["admit", "enrol", "found_command", "renew", "revoke", "sites", "withdraw"]
+__all__ = ["admit", "edge", "enrol", "found_command", "renew", "revoke", "sites", "withdraw"]
 
 Folder = Annotated[
     Path | None,
@@ -202,6 +203,34 @@ def sites(
             for digest in digests:
                 print(f"  {kind:<6}  {digest}")
     raise typer.Exit(any(left < 0 for left in days.values()))
+
+
+@plain_errors
+def edge(
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink, on a private address.")],
+    listen: Annotated[str, typer.Option(help="ADDRESS:PORT to listen on.")] = "0.0.0.0:8443",
+    to: Annotated[
+        Path | None, typer.Option("--to", help="The folder to write.", show_default="the consortium's, edge")
+    ] = None,
+    consortium: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Write the nginx configuration of the edge from the manifest, and certificates for edge and SuperLink.
+
+    Run it again after every change of the manifest, then reload nginx. Certificates last 90 days; those with fewer than
+    30 left are replaced. Exit code 1: an address cannot be one, or the folder is not in order.
+    """
+    now, folder = _now(), _folder(consortium)
+    with changing(folder):
+        authority = open_authority(folder, now)
+        place = Edge((to or folder / "edge").resolve(), listen, superlink)
+        written = write_edge(authority, place, now)
+        manifest = authority.manifest()
+    if as_json:
+        print(json.dumps({"epoch": manifest.epoch, "written": [str(path) for path in written]}, indent=1))
+        return
+    print(f"wrote {', '.join(path.name for path in written)} in {place.folder} for manifest epoch {manifest.epoch}")
+    print(f"check: nginx -t -c {place.folder}/nginx.conf; then the same without -t, or `-s reload`")
 
 
 def _write_kit(authority: Authority, kit: Kit, to: Path | None, as_json: bool) -> None:

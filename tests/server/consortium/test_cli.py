@@ -103,6 +103,17 @@ def test_studies_and_bundles_are_admitted_and_withdrawn() -> None:
     assert json.loads(study("sites", "--json"))["bundles"] == []
 
 
+def test_the_edge_is_written_for_the_current_manifest() -> None:
+    study("found", "lung-north", "--edge", "edge.example:8443")
+    written = json.loads(study("edge", "--superlink", "127.0.0.1:8000", "--json"))["written"]
+    assert {Path(path).name for path in written} == {
+        "edge.key", "edge.pem", "superlink.key", "superlink.pem", "authority.pem", "nginx.conf",
+    }  # fmt: skip
+    assert "nginx -t" in study("edge", "--superlink", "127.0.0.1:8000", "--to", "elsewhere")
+    assert "manifest epoch 1." in Path("elsewhere/nginx.conf").read_text()
+    study("edge", "--superlink", "nowhere", code=1)
+
+
 def test_before_the_first_step_the_commands_say_which_it_is() -> None:
     assert "wardround-study found" in study("sites", code=1)
     assert "wardround-site init" in site("keys", code=1)
@@ -114,7 +125,10 @@ def test_before_the_first_step_the_commands_say_which_it_is() -> None:
 
 COMMANDS: Sequence[tuple[Any, str, str]] = [
     *((at_site, "site", name) for name in ("init", "join", "rotate", "keys")),
-    *((at_coordinator, "study", name) for name in ("found", "enrol", "renew", "revoke", "admit", "withdraw", "sites")),
+    *(
+        (at_coordinator, "study", name)
+        for name in ("found", "enrol", "renew", "revoke", "admit", "withdraw", "sites", "edge")
+    ),
 ]
 
 
