@@ -26,6 +26,7 @@ from client.data.report import ADVICE, contents, offer, statement
 from client.data.store import SPLITS
 from client.data.walk import walk
 from client.devices import cpu_cores
+from client.gateway.cli import audit
 from client.membership import cli as membership
 from client.pacs import cli as pacs
 from common.console import plain_errors
@@ -66,6 +67,8 @@ app.command(epilog="Example: wardround-site init st-mary")(membership.init)
 app.command(epilog="Example: wardround-site join st-mary.kit.json --fingerprint '4f0c 1be2 ...'")(membership.join)
 app.command(epilog="Example: wardround-site rotate")(membership.rotate)
 app.command(epilog="Example: wardround-site keys")(membership.keys)
+
+app.add_typer(audit, name="audit")
 
 
 @app.command("index", epilog="Example: wardround-site index /data/ct --labels diagnoses.csv --study skin.toml")

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 __all__ = [
+    "AuditError",
     "ContractError",
     "DataError",
     "DeviceError",
@@ -111,6 +112,22 @@ class MembershipError(WardroundError):
     code = 111
 
     def __init__(self, text: str, why: str = "membership") -> None:
+        super().__init__(text)
+        self.why = why
+
+
+class AuditError(WardroundError):
+    """An audit log was changed, cut or damaged.
+
+    Attributes
+    ----------
+    why : str
+        A word for the kind of damage, the same every time.
+    """
+
+    code = 112
+
+    def __init__(self, text: str, why: str = "audit") -> None:
         super().__init__(text)
         self.why = why
 
