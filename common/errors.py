@@ -7,6 +7,7 @@ __all__ = [
     "ContractError",
     "DataError",
     "DeviceError",
+    "EgressError",
     "ExportError",
     "MembershipError",
     "ModelError",
@@ -128,6 +129,22 @@ class AuditError(WardroundError):
     code = 112
 
     def __init__(self, text: str, why: str = "audit") -> None:
+        super().__init__(text)
+        self.why = why
+
+
+class EgressError(WardroundError):
+    """What was to leave a site is not exactly what its study declares.
+
+    Attributes
+    ----------
+    why : str
+        A word for the kind of breach, the same every time: for the audit log and for programs.
+    """
+
+    code = 113
+
+    def __init__(self, text: str, why: str) -> None:
         super().__init__(text)
         self.why = why
 

@@ -1,8 +1,8 @@
 """The audit log: one line for each thing that left this site or was refused. Lines are chained and signed.
 
 Every line holds the SHA-256 of the line before it and is signed with the site's identity, so that a change, a deletion
-or another order is found. That lines were cut from the end is found by whoever has seen a later head: a head is the number
-and the hash of a line. The log is written before anything is let out; where it cannot be written, nothing may be.
+or another order is found. That lines were cut from the end is found by whoever has seen a later head: the number and
+hash of a line. The log is written before anything is let out; where it cannot be written, nothing may be.
 """
 
 import fcntl
