@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from client.adapt import cli as adapting
+from client.checking import cli as checking
 from client.data.cache import caches, evict, verify
 from client.data.catalogue import Split, open_catalogue
 from client.data.image import Recipe
@@ -30,9 +31,8 @@ from client.gateway.cli import audit
 from client.membership import cli as membership
 from client.pacs import cli as pacs
 from common.console import plain_errors
-from common.errors import DataError, NotPreparedError, StudyError
+from common.errors import DataError, NotPreparedError
 from common.paths import home
-from common.study import Study
 
 __all__ = ["app"]
 
@@ -68,6 +68,7 @@ app.command(epilog="Example: wardround-site join st-mary.kit.json --fingerprint 
 app.command(epilog="Example: wardround-site rotate")(membership.rotate)
 app.command(epilog="Example: wardround-site keys")(membership.keys)
 
+app.command(epilog="Example: wardround-site preview study.toml --to would-leave")(checking.preview)
 app.add_typer(audit, name="audit")
 
 
@@ -225,13 +226,7 @@ def _site(given: Path | None) -> Path:
 
 
 def _recipe(path: Path) -> Recipe:
-    try:
-        model = Study.from_toml(path.read_text(encoding="utf-8")).model
-    except OSError:
-        raise StudyError(f"{path}: there is no such study file, or it cannot be opened; check its path") from None
-    except UnicodeDecodeError:
-        raise StudyError(f"{path} is no study file: it is not text in UTF-8") from None
-    return Recipe.of(model)
+    return Recipe.of(checking.read_study(path).model)
 
 
 def _labels(path: Path | None, columns: dict[str, str]) -> Labels | None:

@@ -1,8 +1,8 @@
 """What may leave this site as the answer to a message: the declared numbers in the one form that they have, or nothing.
 
 A message travels as Flower's objects: the message, its records, arrays and chunks, each named by its SHA-256. Parsers
-are lenient, and whatever they pass over (blanks, order, repeated keys, unknown fields) could carry something. So nothing
-is judged by how it looks: the numbers are taken out, checked by the contract, and packed again here. What comes out must
+are lenient, and what they pass over (blanks, order, repeated keys, unknown fields) could carry something. So nothing is
+judged by how it looks: the numbers are taken out, checked by the contract, and packed again here. What comes out must
 be, object for object and byte for byte, what was to leave.
 """
 
