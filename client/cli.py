@@ -68,6 +68,7 @@ app.command(epilog="Example: wardround-site join st-mary.kit.json --fingerprint 
 app.command(epilog="Example: wardround-site rotate")(membership.rotate)
 app.command(epilog="Example: wardround-site keys")(membership.keys)
 
+app.command(epilog="Example: wardround-site doctor --study study.toml")(checking.doctor)
 app.command(epilog="Example: wardround-site preview study.toml --to would-leave")(checking.preview)
 app.add_typer(audit, name="audit")
 

@@ -1,6 +1,7 @@
 """The commands that an engineer runs before a site takes part."""
 
 import json
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -8,12 +9,13 @@ from typing import Annotated
 import typer
 
 from client.files import write_whole
+from client.finding import as_dicts, lines, worst
 from common.console import plain_errors
 from common.errors import StudyError
 from common.paths import home
 from common.study import Study
 
-__all__ = ["preview", "read_study"]
+__all__ = ["doctor", "preview", "read_study"]
 
 SiteFolder = Annotated[
     Path | None, typer.Option("--site", help="The site's own folder.", show_default="$WARDROUND_HOME/site")
@@ -43,6 +45,28 @@ def read_study(path: Path) -> Study:
         raise StudyError(f"{path}: there is no such study file, or it cannot be opened; check its path") from None
     except UnicodeDecodeError:
         raise StudyError(f"{path} is no study file: it is not text in UTF-8") from None
+
+
+@plain_errors
+def doctor(
+    site: SiteFolder = None,
+    study: Annotated[
+        list[Path] | None, typer.Option(help="A study that this site means to take part in (repeatable).")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not connect to the edge.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check this machine, the keys, the way to the edge, the clock, the images, and a study's episodes.
+
+    One line each: ok, warn or fail, and the remedy. Exit code 1: something fails. Exit code 2: a bad study file.
+    """
+    from client.checking.doctor import diagnose  # imports torch
+
+    plans = [read_study(path) for path in study or []]
+    folder = (site or home() / "site").resolve()
+    findings = list(diagnose(folder, plans, datetime.now(UTC), connect=not offline))
+    print(json.dumps(as_dicts(findings), indent=1) if as_json else "\n".join(lines(findings)))
+    raise typer.Exit(worst(findings) == "fail")
 
 
 @plain_errors
