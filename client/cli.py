@@ -65,6 +65,7 @@ app.command(epilog="Example: wardround-site worklist predictions.csv --model ski
 
 app.command(epilog="Example: wardround-site init st-mary")(membership.init)
 app.command(epilog="Example: wardround-site join st-mary.kit.json --fingerprint '4f0c 1be2 ...'")(membership.join)
+app.command(epilog="Example: wardround-site update manifest.json")(membership.update)
 app.command(epilog="Example: wardround-site rotate")(membership.rotate)
 app.command(epilog="Example: wardround-site keys")(membership.keys)
 

@@ -2,6 +2,6 @@
 
 from client.membership.check import examine
 from client.membership.edge import Reached, reach
-from client.membership.store import Joined, create, join, joined, rotate
+from client.membership.store import Joined, create, join, joined, rotate, update
 
-__all__ = ["Joined", "Reached", "create", "examine", "join", "joined", "reach", "rotate"]
+__all__ = ["Joined", "Reached", "create", "examine", "join", "joined", "reach", "rotate", "update"]

@@ -12,11 +12,11 @@ from client.finding import as_dicts, lines, worst
 from client.membership import store
 from client.membership.check import examine
 from common.console import plain_errors
-from common.consortium import Kit, SignedRequest, load_certificate
+from common.consortium import Kit, SignedManifest, SignedRequest, load_certificate
 from common.errors import MembershipError
 from common.paths import home
 
-__all__ = ["init", "join", "keys", "rotate"]
+__all__ = ["init", "join", "keys", "rotate", "update"]
 
 SiteFolder = Annotated[
     Path | None, typer.Option("--site", help="The site's own folder.", show_default="$WARDROUND_HOME/site")
@@ -63,21 +63,20 @@ def join(
 
     Exit code 1: the kit is not in order, not for this site, older than what was seen, or nobody compared fingerprints.
     """
-    try:
-        data = kit.read_bytes()
-    except OSError as error:
-        raise MembershipError(f"{kit} cannot be read: {error.strerror}", "missing") from None
-    member = store.join(site or home() / "site", Kit.read(data), fingerprint, _now())
-    ends = load_certificate(member.kit.certificate).not_valid_after_utc
-    if as_json:
-        about = {"site": member.kit.site, "consortium": member.manifest.consortium, "epoch": member.manifest.epoch}
-        about |= {"edge": member.manifest.edge, "certificate_ends": ends.isoformat(), "keys": str(member.keys)}
-        print(json.dumps(about, indent=1))
-        return
-    print(f"{member.kit.site} belongs to {member.manifest.consortium}, manifest epoch {member.manifest.epoch}")
-    print(f"  edge         {member.manifest.edge}")
-    print(f"  certificate  until {ends:%Y-%m-%d}")
-    print(f"  keys         {member.keys}")
+    _say_joined(store.join(site or home() / "site", Kit.read(_read(kit)), fingerprint, _now()), as_json)
+
+
+@plain_errors
+def update(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="The coordinator's manifest.json.")],
+    site: SiteFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Take a newer manifest: other sites, bundles and studies. Keys and certificate stay.
+
+    Exit code 1: it is older than what was seen, not signed by the coordinator, or this site is no longer in it.
+    """
+    _say_joined(store.update(site or home() / "site", SignedManifest.read(_read(manifest)), _now()), as_json)
 
 
 @plain_errors
@@ -101,6 +100,26 @@ def _hand_over(signed: SignedRequest, to: Path | None, as_json: bool, *, first: 
     print(f"wrote {path}: send it to the coordinator; it holds no secret")
     if first:
         print(f"tell the coordinator this fingerprint by another way: {request.fingerprint}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MembershipError(f"{path} cannot be read: {error.strerror}", "missing") from None
+
+
+def _say_joined(member: store.Joined, as_json: bool) -> None:
+    ends = load_certificate(member.kit.certificate).not_valid_after_utc
+    if as_json:
+        about = {"site": member.kit.site, "consortium": member.manifest.consortium, "epoch": member.manifest.epoch}
+        about |= {"edge": member.manifest.edge, "certificate_ends": ends.isoformat(), "keys": str(member.keys)}
+        print(json.dumps(about, indent=1))
+        return
+    print(f"{member.kit.site} belongs to {member.manifest.consortium}, manifest epoch {member.manifest.epoch}")
+    print(f"  edge         {member.manifest.edge}")
+    print(f"  certificate  until {ends:%Y-%m-%d}")
+    print(f"  keys         {member.keys}")
 
 
 def _now() -> datetime:

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from client.files import read_secret, write_whole
 from common.canonical import sha256_hex
-from common.consortium import Kit, Manifest, Member, Request, SignedRequest, matches
+from common.consortium import Kit, Manifest, Member, Request, SignedManifest, SignedRequest, matches
 from common.consortium.keys import (
     load_node_private,
     load_tls_private,
@@ -39,7 +39,7 @@ from common.errors import MembershipError
 from common.signing import generate_key, load_private_key, private_pem
 from common.signing import public_pem as identity_pem
 
-__all__ = ["Joined", "create", "identity", "join", "joined", "keys_folder", "member_folder", "rotate"]
+__all__ = ["Joined", "create", "identity", "join", "joined", "keys_folder", "member_folder", "rotate", "update"]
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,23 @@ def join(site: Path, kit: Kit, told: str | None, now: datetime) -> Joined:
         if old.is_dir() and old != keys:
             shutil.rmtree(old)
     return Joined(kit, manifest, member, keys)
+
+
+def update(site: Path, signed: SignedManifest, now: datetime) -> Joined:
+    """Take a newer manifest of the consortium that the site belongs to; keys and certificate stay.
+
+    Raises
+    ------
+    MembershipError
+        The site is not a member, or with this manifest no longer; or the manifest is of another consortium, or older.
+    """
+    pinned = joined(site, now)
+    new = Kit.model_validate({name: getattr(pinned.kit, name) for name in Kit.model_fields} | {"manifest": signed})
+    manifest, member = new.checked(now)
+    manifest.must_follow(pinned.manifest)
+    keys = _keys(site, member)
+    write_whole(member_folder(site) / "kit.json", new.json_bytes())
+    return Joined(new, manifest, member, keys)
 
 
 def joined(site: Path, now: datetime) -> Joined:

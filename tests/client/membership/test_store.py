@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 from client.files import write_whole
 from client.membership import examine, store
-from common.consortium import Kit
+from common.consortium import Kit, SignedManifest
 from common.consortium.keys import ec_public
 from common.errors import MembershipError, StorageError
 from server.consortium import members
@@ -194,6 +194,25 @@ def test_a_revoked_site_knows_once_it_sees_the_manifest(world: World) -> None:
     signed = world.authority.publish(manifest)
     kit = world.kits["st-mary"].model_copy(update={"manifest": signed})
     assert refused(world.sites["st-mary"], kit) == "revoked"
+
+
+def test_a_newer_manifest_is_taken_and_no_other(world: World, tmp_path: Path) -> None:
+    site, authority = world.sites["st-mary"], world.authority
+    old = world.kits["st-mary"].manifest
+    new = authority.publish(members.allow(authority.manifest(), ["a" * 64], [], NOW))
+    joined = store.update(site, new, NOW)
+    assert joined.manifest.bundles == ("a" * 64,)
+    assert store.joined(site, NOW) == joined
+    other = new_world(tmp_path / "other", "st-mary").authority
+    gone = authority.publish(members.remove(authority.manifest(), "st-mary", NOW))
+    cases = {"epoch": old, "signature": SignedManifest.make(other.manifest(), other.signing), "revoked": gone}
+    for why, signed in cases.items():
+        with pytest.raises(MembershipError) as error:
+            store.update(site, signed, NOW)
+        assert error.value.why == why
+        assert store.joined(site, NOW) == joined
+    with pytest.raises(MembershipError):
+        store.update(tmp_path / "none", new, NOW)
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

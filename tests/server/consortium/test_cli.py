@@ -82,6 +82,10 @@ def test_a_program_gets_json(tmp_path: Path) -> None:
     member = json.loads(site("join", "k.json", "--fingerprint", kit["fingerprint"], "--json"))
     assert (member["site"], member["epoch"]) == ("st-mary", 2)
     assert {finding["state"] for finding in json.loads(site("keys", "--json"))} == {"ok"}
+    Path("app.fab").write_bytes(b"bundle")
+    study("admit", "--bundle", "app.fab")
+    assert json.loads(site("update", "home/consortium/manifest.json", "--json"))["epoch"] == 3
+    site("update", "none.json", code=1)
     study("sites", "--node-keys", "nodes")
     assert Path("nodes/st-mary.pub").read_text().startswith("ecdsa-sha2-nistp384 ")
 
@@ -124,7 +128,7 @@ def test_before_the_first_step_the_commands_say_which_it_is() -> None:
 
 
 COMMANDS: Sequence[tuple[Any, str, str]] = [
-    *((at_site, "site", name) for name in ("init", "join", "rotate", "keys")),
+    *((at_site, "site", name) for name in ("init", "join", "update", "rotate", "keys")),
     *(
         (at_coordinator, "study", name)
         for name in ("found", "enrol", "renew", "revoke", "admit", "withdraw", "sites", "edge")
