@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from client.adapt import cli as adapting
+from client.checking import cli as checking
 from client.data.cache import caches, evict, verify
 from client.data.catalogue import Split, open_catalogue
 from client.data.image import Recipe
@@ -26,11 +27,12 @@ from client.data.report import ADVICE, contents, offer, statement
 from client.data.store import SPLITS
 from client.data.walk import walk
 from client.devices import cpu_cores
+from client.gateway.cli import audit
+from client.membership import cli as membership
 from client.pacs import cli as pacs
 from common.console import plain_errors
-from common.errors import DataError, NotPreparedError, StudyError
+from common.errors import DataError, NotPreparedError
 from common.paths import home
-from common.study import Study
 
 __all__ = ["app"]
 
@@ -60,6 +62,16 @@ app.command(epilog="Example: wardround-site predict /data/new --model skin-model
     adapting.predict
 )
 app.command(epilog="Example: wardround-site worklist predictions.csv --model skin-model --top 10")(adapting.worklist)
+
+app.command(epilog="Example: wardround-site init st-mary")(membership.init)
+app.command(epilog="Example: wardround-site join st-mary.kit.json --fingerprint '4f0c 1be2 ...'")(membership.join)
+app.command(epilog="Example: wardround-site update manifest.json")(membership.update)
+app.command(epilog="Example: wardround-site rotate")(membership.rotate)
+app.command(epilog="Example: wardround-site keys")(membership.keys)
+
+app.command(epilog="Example: wardround-site doctor --study study.toml")(checking.doctor)
+app.command(epilog="Example: wardround-site preview study.toml --to would-leave")(checking.preview)
+app.add_typer(audit, name="audit")
 
 
 @app.command("index", epilog="Example: wardround-site index /data/ct --labels diagnoses.csv --study skin.toml")
@@ -216,13 +228,7 @@ def _site(given: Path | None) -> Path:
 
 
 def _recipe(path: Path) -> Recipe:
-    try:
-        model = Study.from_toml(path.read_text(encoding="utf-8")).model
-    except OSError:
-        raise StudyError(f"{path}: there is no such study file, or it cannot be opened; check its path") from None
-    except UnicodeDecodeError:
-        raise StudyError(f"{path} is no study file: it is not text in UTF-8") from None
-    return Recipe.of(model)
+    return Recipe.of(checking.read_study(path).model)
 
 
 def _labels(path: Path | None, columns: dict[str, str]) -> Labels | None:

@@ -3,10 +3,13 @@
 from typing import ClassVar
 
 __all__ = [
+    "AuditError",
     "ContractError",
     "DataError",
     "DeviceError",
+    "EgressError",
     "ExportError",
+    "MembershipError",
     "ModelError",
     "NotPreparedError",
     "RoundError",
@@ -96,6 +99,54 @@ class ExportError(WardroundError):
     """A run's theta cannot be exported, or an export does not compute what theta does."""
 
     code = 110
+
+
+class MembershipError(WardroundError):
+    """A key, certificate, request, kit or manifest of a consortium is not what it must be.
+
+    Attributes
+    ----------
+    why : str
+        A word for the kind of breach, the same every time: for tests and for programs.
+    """
+
+    code = 111
+
+    def __init__(self, text: str, why: str = "membership") -> None:
+        super().__init__(text)
+        self.why = why
+
+
+class AuditError(WardroundError):
+    """An audit log was changed, cut or damaged.
+
+    Attributes
+    ----------
+    why : str
+        A word for the kind of damage, the same every time.
+    """
+
+    code = 112
+
+    def __init__(self, text: str, why: str = "audit") -> None:
+        super().__init__(text)
+        self.why = why
+
+
+class EgressError(WardroundError):
+    """What was to leave a site is not exactly what its study declares.
+
+    Attributes
+    ----------
+    why : str
+        A word for the kind of breach, the same every time: for the audit log and for programs.
+    """
+
+    code = 113
+
+    def __init__(self, text: str, why: str) -> None:
+        super().__init__(text)
+        self.why = why
 
 
 def explain(code: int) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "private_pem",
     "public_pem",
     "sign",
+    "signed_bytes",
     "verify",
 ]
 
@@ -81,7 +82,7 @@ def load_public_key(pem: bytes) -> Ed25519PublicKey:
 
 def sign(key: Ed25519PrivateKey, purpose: str, value: Any) -> bytes:
     """Return the 64-byte signature of a value's canonical JSON, bound to one purpose."""
-    return key.sign(_message(purpose, value))
+    return key.sign(signed_bytes(purpose, value))
 
 
 def verify(key: Ed25519PublicKey, purpose: str, value: Any, signature: bytes) -> None:
@@ -93,7 +94,7 @@ def verify(key: Ed25519PublicKey, purpose: str, value: Any, signature: bytes) ->
         The signature is not this key's signature of this value for this purpose.
     """
     try:
-        key.verify(signature, _message(purpose, value))
+        key.verify(signature, signed_bytes(purpose, value))
     except InvalidSignature:
         raise SignatureError(
             f"the signature of the {purpose} does not verify: the {purpose} or its signature was changed, "
@@ -101,5 +102,6 @@ def verify(key: Ed25519PublicKey, purpose: str, value: Any, signature: bytes) ->
         ) from None
 
 
-def _message(purpose: str, value: Any) -> bytes:
+def signed_bytes(purpose: str, value: Any) -> bytes:
+    """Return what a signature for one purpose is made over."""
     return _CONTEXT + purpose.encode() + b"\n" + canonical_json(value)

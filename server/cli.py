@@ -18,6 +18,7 @@ from common.signing import (
     verify,
 )
 from common.study import Study
+from server.consortium import cli as consortium
 from server.export import Format, export_run
 from server.files import write_atomic
 from server.resume import resume_on_flower
@@ -52,6 +53,19 @@ def read_study(file: Path) -> Study:
 
 app.command(epilog="Example: wardround-study status latest --watch")(status)
 app.command(epilog="Example: wardround-study report latest")(report)
+
+app.command("found", epilog="Example: wardround-study found lung-north --edge wardround.example.org:8443")(
+    consortium.found_command
+)
+app.command(epilog="Example: wardround-study enrol st-mary.request.json --fingerprint '9c1e 04d7 ...'")(
+    consortium.enrol
+)
+app.command(epilog="Example: wardround-study renew st-mary")(consortium.renew)
+app.command(epilog="Example: wardround-study revoke st-mary")(consortium.revoke)
+app.command(epilog="Example: wardround-study admit --study skin.toml --bundle wardround.fab")(consortium.admit)
+app.command(epilog="Example: wardround-study withdraw 3f5a...")(consortium.withdraw)
+app.command(epilog="Example: wardround-study sites")(consortium.sites)
+app.command(epilog="Example: wardround-study edge --superlink 127.0.0.1:8000")(consortium.edge)
 
 
 @app.callback()

@@ -6,9 +6,9 @@ from pathlib import Path
 __all__ = ["flush", "write_atomic", "write_durably"]
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file and flush it to the disk."""
-    with path.open("wb") as file:
+def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file and flush it to the disk; ``mode`` is that of a new file, less the umask."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -23,9 +23,10 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file whole or not at all, durably."""
     part = path.with_name(path.name + ".part")
-    write_durably(part, data)
+    part.unlink(missing_ok=True)  # one that a crash left keeps its mode
+    write_durably(part, data, mode)
     os.replace(part, path)
     flush(path.parent)
