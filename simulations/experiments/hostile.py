@@ -42,8 +42,8 @@ _STUDY: Mapping[str, bool | int | float | str] = {
     "study.id": "hostile",
     "study.title": "Hostile sites",
     "sites.held-out": "",
-    "model.width": 8,
-    "algorithm.name": "fomaml",
+    "model.width": 16,
+    "algorithm.name": "anil",
     "algorithm.inner-rate": 0.1,
     "algorithm.test-rate": 0.1,
     "algorithm.test-steps": 2,
@@ -53,13 +53,14 @@ _STUDY: Mapping[str, bool | int | float | str] = {
     "episodes.ways": 3,
     "episodes.queries": 8,
     "episodes.per-round": 2,
-    "episodes.test-episodes": 60,
+    "episodes.test-episodes": 20,
     "episodes.scratch-steps": 0,
     "outer.rate": 0.01,
+    "outer.schedule": "cosine",
     "outer.clip": 0.0,
     "data.sites": 7,
-    "data.patients-per-class": 30,
-    "data.test-fraction": 0.5,
+    "data.patients-per-class": 60,
+    "data.test-fraction": 0.33,
 }
 
 #: What every rule needs beside the number of hostile sites, which is f.
@@ -69,7 +70,7 @@ RULES: Mapping[str, Mapping[str, bool | int | float | str]] = {
     "trimmed-mean": {},
     "krum": {},
     "multi-krum": {"aggregation.selected": 3},
-    "centred-clipping": {"aggregation.radius": 1.0, "aggregation.momentum": 0.9},
+    "centred-clipping": {"aggregation.radius": 0.5},
 }
 
 
@@ -193,7 +194,7 @@ def _accuracy(study: Study, liars: int, change: Callable[[Vector], Vector] | Non
 @plain_errors
 def main(
     liars: Annotated[int, typer.Option(min=1, max=3, help="Hostile sites among the seven; f of the robust rules.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 120,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 60,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every rule under every attack.")] = 1,
     rules: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(RULES),
     differ: Annotated[bool, typer.Option("--differ", help="Every hospital has a scanner of its own.")] = False,
