@@ -2,7 +2,10 @@
 
 Seven phantom hospitals train together, with the real apps over the in-process Grid. Some of them lie about their
 meta-gradient in every round; what theta gives is then measured at the honest ones, on the same meta-test episodes in
-every run. A rule holds an attack if that costs no more than two points against its own run in which nobody lies.
+every run. A rule holds an attack if that costs no more than two points against its own runs in which nobody lies.
+
+The hospitals are alike, with patients of their own and the same scanner, as the theory of every rule supposes; with
+``--differ`` each has a scanner of its own. Krum learns from one site a round: give it more of them.
 """
 
 import json
@@ -70,7 +73,7 @@ RULES: Mapping[str, Mapping[str, bool | int | float | str]] = {
     "trimmed-mean": {},
     "krum": {},
     "multi-krum": {"aggregation.selected": 3},
-    "centred-clipping": {"aggregation.radius": 0.5},
+    "centred-clipping": {"aggregation.radius": 0.5, "aggregation.iterations": 10},
 }
 
 
@@ -228,7 +231,8 @@ def _read(file: Path) -> list[Run]:
 def words(runs: Sequence[Run], attack: str) -> str:
     """Return a rule's mean accuracy under an attack, and what that is against its runs in which nobody lies.
 
-    The change is paired: every seed has its own run without liars. Its 95 % interval is over the seeds.
+    The change is paired: every seed has its own run without liars. Its 95 % interval is over the seeds; the rule holds
+    where all of that is within the two points. One seed has no interval, and proves nothing.
     """
     clean = {run.seed: run.accuracy for run in runs if ATTACKS[run.attack][0] is None}
     pairs = [(clean[run.seed], run.accuracy) for run in runs if run.attack == attack]
@@ -240,8 +244,10 @@ def words(runs: Sequence[Run], attack: str) -> str:
         return mean
     changes = [after - before for before, after in known]
     gain = fmean(changes)
-    spread = f" ± {100 * student_t(len(changes) - 1) * stdev(changes) / sqrt(len(changes)):.1f}" if changes[1:] else ""
-    return f"{mean} ({100 * gain:+.1f}{spread}{', holds' if gain >= -_POINTS else ''})"
+    if len(changes) == 1:
+        return f"{mean} ({100 * gain:+.1f})"
+    half = student_t(len(changes) - 1) * stdev(changes) / sqrt(len(changes))
+    return f"{mean} ({100 * gain:+.1f} ± {100 * half:.1f}{', holds' if gain - half >= -_POINTS else ''})"
 
 
 if __name__ == "__main__":
