@@ -111,9 +111,13 @@ def _sources_on_disk(study: Study, wanted: list[int], folder: Path) -> Iterator[
 
 
 def _phantoms(study: Study, wanted: list[int], folder: Path) -> Iterator[tuple[int, _Source]]:
-    """Write hospitals of real DICOM files, one scanner each; the next ones while the first is indexed."""
-    if study.data.partition != "natural":
-        raise DataError("phantoms come as one scanner a hospital: use data.partition = 'natural'")
+    """Write hospitals of real DICOM files; the next ones while the first is indexed.
+
+    Each has patients of its own, and a scanner of its own or, with the partition ``iid``, the same one as all others.
+    """
+    if study.data.partition not in {"natural", "iid"}:
+        raise DataError("phantoms have a scanner a hospital, or the same one: data.partition is 'natural' or 'iid'")
+    scanners = SCANNERS if study.data.partition == "natural" else SCANNERS[:1]
     lesions = study.episodes.class_names + study.episodes.held_out_names
     if unknown := set(lesions) - set(LESIONS):
         raise DataError(f"no phantom lesion is called {sorted(unknown)}; there are: {', '.join(LESIONS)}")
@@ -124,7 +128,7 @@ def _phantoms(study: Study, wanted: list[int], folder: Path) -> Iterator[tuple[i
             number: pool.submit(
                 write_hospital,
                 folder / f"archive-{number}",
-                scanner=SCANNERS[number % len(SCANNERS)],
+                scanner=scanners[number % len(scanners)],
                 lesions=lesions,
                 patients_per_lesion=study.data.patients_per_class,
                 seed=study.data.seed + number,
@@ -134,7 +138,7 @@ def _phantoms(study: Study, wanted: list[int], folder: Path) -> Iterator[tuple[i
         }
         for number, done in written.items():
             done.result()
-            scanner, archive = SCANNERS[number % len(SCANNERS)], folder / f"archive-{number}"
+            scanner, archive = scanners[number % len(scanners)], folder / f"archive-{number}"
             origin = f"{scanner.modality} phantoms ({scanner.name})"
             yield number, _Source(origin, archive / "dicom", archive / "labels.csv")
             shutil.rmtree(archive)

@@ -2,15 +2,21 @@
 
 Seven phantom hospitals train together, with the real apps over the in-process Grid. Some of them lie about their
 meta-gradient in every round; what theta gives is then measured at the honest ones, on the same meta-test episodes in
-every run. A rule holds an attack if that costs no more than two points against its own run in which nobody lies.
+every run. A rule holds an attack if that costs no more than two points against its own runs in which nobody lies.
+
+The hospitals are alike, with patients of their own and the same scanner, as the theory of every rule supposes; with
+``--differ`` each has a scanner of its own. Krum learns from one site a round: give it more of them.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
 from io import StringIO
+from itertools import product
+from math import sqrt
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,13 +29,14 @@ from rich.table import Table
 from common.console import plain_errors
 from common.contract import Instruction, Vector, pack_reply
 from common.errors import RoundError
-from common.study import Study
+from common.study import Study, names
 from server.aggregation import explain_need, sites_needed
 from server.record import run_folder
+from simulations.compare import student_t
 from simulations.engines.inprocess import run_in_process
 from simulations.prepare import prepare
 
-__all__ = ["ATTACKS", "RULES", "Liar", "app", "measure"]
+__all__ = ["ATTACKS", "RULES", "Liar", "Run", "app", "measure", "words"]
 
 _POINTS = 0.02  # what an attack may cost
 _CLIP = 20.0  # the bound on a reply's norm, where an attack stays within it: no honest reply is longer
@@ -38,8 +45,8 @@ _STUDY: Mapping[str, bool | int | float | str] = {
     "study.id": "hostile",
     "study.title": "Hostile sites",
     "sites.held-out": "",
-    "model.width": 8,
-    "algorithm.name": "fomaml",
+    "model.width": 16,
+    "algorithm.name": "anil",
     "algorithm.inner-rate": 0.1,
     "algorithm.test-rate": 0.1,
     "algorithm.test-steps": 2,
@@ -49,13 +56,14 @@ _STUDY: Mapping[str, bool | int | float | str] = {
     "episodes.ways": 3,
     "episodes.queries": 8,
     "episodes.per-round": 2,
-    "episodes.test-episodes": 60,
+    "episodes.test-episodes": 20,
     "episodes.scratch-steps": 0,
     "outer.rate": 0.01,
+    "outer.schedule": "cosine",
     "outer.clip": 0.0,
     "data.sites": 7,
-    "data.patients-per-class": 30,
-    "data.test-fraction": 0.5,
+    "data.patients-per-class": 60,
+    "data.test-fraction": 0.33,
 }
 
 #: What every rule needs beside the number of hostile sites, which is f.
@@ -65,7 +73,7 @@ RULES: Mapping[str, Mapping[str, bool | int | float | str]] = {
     "trimmed-mean": {},
     "krum": {},
     "multi-krum": {"aggregation.selected": 3},
-    "centred-clipping": {"aggregation.radius": 1.0, "aggregation.momentum": 0.9},
+    "centred-clipping": {"aggregation.radius": 0.5, "aggregation.iterations": 10},
 }
 
 
@@ -116,32 +124,52 @@ class Liar(ClientApp):
         return Message(pack_reply(Instruction(**fields), scalars, lie), reply_to=message)  # type: ignore[arg-type]
 
 
-def measure(study: Study, liars: int, rules: Sequence[str], attacks: Sequence[str], seeds: int) -> list[dict[str, Any]]:
-    """Run every rule under every attack.
+@dataclass(frozen=True)
+class Run:
+    """What one run gave.
 
-    Returns
-    -------
-    list of dict
-        Rule, attack, and the accuracies of the seeds: mean over the honest sites, after adaptation (0 to 1); None
-        where theta was ruined so far that no round could go on.
+    Attributes
+    ----------
+    study : str
+        Digest of its plan, the seed and the rule among it.
+    liars : int
+        How many sites lied.
+    rule, attack : str
+        Of `RULES` and `ATTACKS`.
+    seed : int
+        Of the initial theta, the training episodes and the meta-test episodes.
+    accuracy : float or None
+        Mean over the honest sites, after adaptation (0 to 1); None where theta was ruined so far that no round could
+        go on.
+    """
+
+    study: str
+    liars: int
+    rule: str
+    attack: str
+    seed: int
+    accuracy: float | None
+
+
+def measure(
+    study: Study, liars: int, rules: Sequence[str], attacks: Sequence[str], seeds: int, known: Sequence[Run] = ()
+) -> Iterator[Run]:
+    """Run every rule under every attack, seed after seed; a run that is ``known`` is not done again.
 
     Raises
     ------
     RoundError
-        There are too few sites for so many liars under one of the rules.
+        There are too few sites for so many liars under one of the rules; nothing has run.
     """
     plans = {rule: _with_rule(study, rule, liars) for rule in rules}
+    have = {(run.study, run.liars, run.attack): run for run in known}
     prepare(study)
-    results = []
-    for rule in rules:
-        for attack in attacks:
-            change, bound = ATTACKS[attack]
-            plan = plans[rule].override({"aggregation.max-norm": bound})
-            accuracies = [
-                _accuracy(plan.override({"study.seed": study.study.seed + i}), liars, change) for i in range(seeds)
-            ]
-            results.append({"rule": rule, "attack": attack, "accuracies": accuracies})
-    return results
+    for seed, rule, attack in product(range(study.study.seed, study.study.seed + seeds), rules, attacks):
+        change, bound = ATTACKS[attack]
+        plan = plans[rule].override({"aggregation.max-norm": bound, "study.seed": seed})
+        yield have.get((plan.digest, liars, attack)) or Run(
+            plan.digest, liars, rule, attack, seed, _accuracy(plan, liars, change)
+        )
 
 
 def _with_rule(study: Study, rule: str, liars: int) -> Study:
@@ -165,41 +193,61 @@ def _accuracy(study: Study, liars: int, change: Callable[[Vector], Vector] | Non
     return fmean(figures[name] for site, figures in sites.items() if site not in lying and name in figures)
 
 
-@app.command(epilog="Example: python -m simulations.experiments.hostile --rules mean,median --json hostile.json")
+@app.command(epilog="Example: python -m simulations.experiments.hostile --seeds 3 --json hostile.jsonl")
 @plain_errors
 def main(
     liars: Annotated[int, typer.Option(min=1, max=3, help="Hostile sites among the seven; f of the robust rules.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 120,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 60,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every rule under every attack.")] = 1,
     rules: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(RULES),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    differ: Annotated[bool, typer.Option("--differ", help="Every hospital has a scanner of its own.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Append a line a run to this file; what it holds is not run again.")
+    ] = None,
 ) -> None:
     """Say what hostile sites cost under every aggregation rule, in points of accuracy."""
-    from common.study import names
-
-    study = Study().override({**_STUDY, "study.rounds": rounds})
-    results = measure(study, liars, names(rules), list(ATTACKS), seeds)
-    table = Table(title=f"{liars} of 7 sites hostile, {rounds} rounds: accuracy at the honest sites in per cent")
+    study = Study().override({**_STUDY, "study.rounds": rounds, "data.partition": "natural" if differ else "iid"})
+    known = _read(json_file) if json_file is not None and json_file.exists() else []
+    runs = []
+    for run in measure(study, liars, names(rules), list(ATTACKS), seeds, known):
+        runs.append(run)
+        if json_file is not None and run not in known:
+            with json_file.open("a") as lines:
+                lines.write(json.dumps(asdict(run)) + "\n")
+    about = f"{liars} of 7 {'different' if differ else 'alike'} sites hostile, {rounds} rounds, {seeds} seed(s)"
+    table = Table(title=f"{about}: accuracy at the honest sites in per cent, and against nobody lying")
     table.add_column("rule")
     for attack in ATTACKS:
-        table.add_column(attack, justify="right", no_wrap=True)
+        table.add_column(attack, justify="right")
     for rule in names(rules):
-        mine = {r["attack"]: r["accuracies"] for r in results if r["rule"] == rule}
-        clean = fmean(mine["nobody lies"])
-        table.add_row(rule, *(_words(mine[attack], clean, change is None) for attack, (change, _) in ATTACKS.items()))
+        table.add_row(rule, *(words([run for run in runs if run.rule == rule], attack) for attack in ATTACKS))
     Console(width=120).print(table)
-    if json_file is not None:
-        json_file.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def _words(accuracies: Sequence[float | None], clean: float, is_clean: bool) -> str:
-    known = [a for a in accuracies if a is not None]
-    if len(known) < len(accuracies):
+def _read(file: Path) -> list[Run]:
+    return [Run(**json.loads(line)) for line in file.read_text().splitlines()]
+
+
+def words(runs: Sequence[Run], attack: str) -> str:
+    """Return a rule's mean accuracy under an attack, and what that is against its runs in which nobody lies.
+
+    The change is paired: every seed has its own run without liars. Its 95 % interval is over the seeds; the rule holds
+    where all of that is within the two points. One seed has no interval, and proves nothing.
+    """
+    clean = {run.seed: run.accuracy for run in runs if ATTACKS[run.attack][0] is None}
+    pairs = [(clean[run.seed], run.accuracy) for run in runs if run.attack == attack]
+    known = [(before, after) for before, after in pairs if before is not None and after is not None]
+    if len(known) < len(pairs):
         return "ruined"
-    if is_clean:
-        return f"{100 * clean:.1f}"
-    cost = clean - fmean(known)
-    return f"{100 * fmean(known):.1f} ({-100 * cost:+.1f}{', holds' if cost <= _POINTS else ''})"
+    mean = f"{100 * fmean(after for _, after in known):.1f}"
+    if ATTACKS[attack][0] is None:
+        return mean
+    changes = [after - before for before, after in known]
+    gain = fmean(changes)
+    if len(changes) == 1:
+        return f"{mean} ({100 * gain:+.1f})"
+    half = student_t(len(changes) - 1) * stdev(changes) / sqrt(len(changes))
+    return f"{mean} ({100 * gain:+.1f} ± {100 * half:.1f}{', holds' if gain - half >= -_POINTS else ''})"
 
 
 if __name__ == "__main__":

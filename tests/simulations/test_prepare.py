@@ -144,11 +144,19 @@ def test_every_scanner_fits_every_network(channels: int) -> None:
     assert not np.array_equal(pixels(sites[0])[:5], pixels(sites[-1])[:5])
 
 
+def test_alike_hospitals_have_the_same_scanner_and_patients_of_their_own() -> None:
+    said: list[str] = []
+    sites = prepare(phantoms({"data.partition": "iid", "data.patients-per-class": 1}), said.append)
+    assert all(SCANNERS[0].name in line for line in said)
+    firsts = {pixels(site)[0].tobytes() for site in sites}
+    assert len(firsts) == len(sites) == len(said) > 1
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"episodes.classes": "disc,wart"}, "no phantom lesion is called .'wart'."),
-        ({"data.partition": "iid"}, "use data.partition = 'natural'"),
+        ({"data.partition": "dirichlet"}, "data.partition is 'natural' or 'iid'"),
     ],
 )
 def test_what_phantoms_cannot_be(changes: Changes, words: str) -> None:

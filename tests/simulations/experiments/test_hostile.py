@@ -5,7 +5,8 @@ import pytest
 
 from common.errors import RoundError
 from common.study import Study
-from simulations.experiments.hostile import ATTACKS, RULES, Liar, measure
+from simulations.experiments import hostile
+from simulations.experiments.hostile import ATTACKS, RULES, Liar, Run, measure, words
 from tests.client.hospitals import ask, enter_run, instruct, prepared, tiny_study
 
 TINY = Study().override(
@@ -59,13 +60,59 @@ def test_the_drift_stays_within_its_bound_and_goes_one_way() -> None:
 @pytest.mark.slow
 def test_one_liar_of_three_ruins_the_mean_and_no_robust_rule() -> None:
     attack = "a million times"
-    results = measure(TINY, 1, ["mean", "median", "trimmed-mean", "centred-clipping"], [attack], 1)
-    accuracies = {r["rule"]: r["accuracies"] for r in results}
-    assert accuracies.pop("mean") == [None]  # theta is not finite any more
-    assert all(0 <= accuracy <= 1 for (accuracy,) in accuracies.values())
+    runs = measure(TINY, 1, ["mean", "median", "trimmed-mean", "centred-clipping"], [attack], 1)
+    accuracies = {run.rule: run.accuracy for run in runs}
+    assert accuracies.pop("mean") is None  # theta is not finite any more
+    assert all(accuracy is not None and 0 <= accuracy <= 1 for accuracy in accuracies.values())
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "mean"])
 def test_too_many_liars_for_the_sites_are_refused_before_anything_runs(rule: str) -> None:
     with pytest.raises(RoundError, match=f"3 sites are too few: the rule {rule} needs"):
-        measure(TINY, 2, ["mean", rule], ["nobody lies"], 1)
+        next(measure(TINY, 2, ["mean", rule], ["nobody lies"], 1))
+
+
+def test_a_run_that_is_known_is_not_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, int, float]] = []
+
+    def accuracy(plan: Study, liars: int, change: object) -> float:
+        done.append((plan.aggregation.rule, plan.study.seed, plan.aggregation.max_norm))
+        return 0.5
+
+    monkeypatch.setattr(hostile, "_accuracy", accuracy)
+    monkeypatch.setattr(hostile, "prepare", lambda study: [])
+    rules, attacks = ["mean", "median"], ["nobody lies", "drift within the bound"]
+    first = list(measure(TINY, 1, rules, attacks, 1))
+    assert done == [(rule, 0, bound) for rule in rules for bound in (0.0, hostile._CLIP)]
+    done.clear()
+    again = list(measure(TINY, 1, rules, attacks, 2, first))
+    assert again[:4] == first
+    assert done == [(rule, 1, bound) for rule in rules for bound in (0.0, hostile._CLIP)]
+    done.clear()
+    other = TINY.override({"study.rounds": 5})
+    assert len(list(measure(other, 1, rules, attacks, 1, again))) == len(done) == 4
+
+
+def runs_of(accuracies: dict[str, list[float | None]]) -> list[Run]:
+    return [
+        Run("", 1, "median", attack, seed, accuracy)
+        for attack, by_seed in accuracies.items()
+        for seed, accuracy in enumerate(by_seed)
+    ]
+
+
+def test_what_an_attack_costs_is_paired_by_seed_with_its_interval() -> None:
+    runs = runs_of(
+        {
+            "nobody lies": [0.9, 0.8, 0.7],
+            "signs flipped": [0.89, 0.77, 0.68],  # -1, -3 and -2 points: t = 4.303 with two degrees of freedom
+            "a million times": [0.9, None, 0.7],
+            "drift within the bound": [0.89, 0.79, 0.69],
+        }
+    )
+    assert words(runs, "nobody lies") == "80.0"
+    assert words(runs, "signs flipped") == "78.0 (-2.0 ± 2.5)"
+    assert words(runs, "a million times") == "ruined"
+    assert words(runs, "drift within the bound") == "79.0 (-1.0 ± 0.0, holds)"
+    single = runs_of({"nobody lies": [0.9], "signs flipped": [0.95]})
+    assert words(single, "signs flipped") == "95.0 (+5.0)"
