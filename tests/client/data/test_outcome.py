@@ -4,7 +4,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from client.data.labels import Labels, check_labels, dated_rows
@@ -52,6 +52,8 @@ def test_days_that_are_none(text: str) -> None:
 
 
 @given(st.dates(min_value=date(200, 1, 1)), st.dates(), st.integers(1, 36_525))
+@example(date(2024, 1, 31), date(2023, 1, 31), 365)
+@example(date(2024, 1, 31), date(2023, 2, 1), 365)
 def test_an_image_counts_exactly_where_the_horizon_has_not_begun(known: date, taken: date, days: int) -> None:
     outcomes = Outcomes({"A": (known, OUTCOMES[1])}, timedelta(days=days))
     counts = (known - taken).days >= days
