@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from scipy.stats import t
 
 from client.adapt.choose import draw_shots
 from client.adapt.images import Labelled, from_site
@@ -31,7 +32,7 @@ from client.session import virtual_site
 from common.figures import BINS, FIGURES, calibration_gaps, error_of_perfect, expected_calibration_error
 from common.study import names
 
-__all__ = ["main", "one_draw", "table"]
+__all__ = ["half_width", "main", "one_draw", "table"]
 
 _COVERAGE = 0.9
 _ERROR, _PERFECT = "expected calibration error", "the same of perfect probabilities"
@@ -132,8 +133,13 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def _mean(values: Sequence[float], sign: str = "") -> str:
-    half = 1.96 * float(np.std(values, ddof=1)) / sqrt(len(values)) if len(values) > 1 else float("nan")
-    return f"{np.mean(values):{sign}.3f} ± {half:.3f}"
+    return f"{np.mean(values):{sign}.3f} ± {half_width(values):.3f}"
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Return half the width of the 95 % interval of a mean (Student); not a number for fewer than two values."""
+    count = len(values)
+    return float(t.ppf(0.975, count - 1) * np.std(values, ddof=1)) / sqrt(count) if count > 1 else float("nan")
 
 
 def main(

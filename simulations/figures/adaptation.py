@@ -7,7 +7,6 @@
 import io
 import json
 from collections.abc import Sequence
-from math import sqrt
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 
 from client.adapt.run import ADAPTED, SCRATCH, SIMPLE, UNADAPTED
 from server.files import write_atomic
+from simulations.experiments.adapt import half_width
 
 __all__ = ["draw_adaptation", "main"]
 
@@ -43,7 +43,7 @@ def draw_adaptation(by: Sequence[dict[str, Any]], reliable: Sequence[dict[str, A
             continue
         shots = sorted({k for k, _ in own})
         values = [[value for k, value in own if k == at] for at in shots]
-        half = [1.96 * float(np.std(v, ddof=1)) / sqrt(len(v)) if len(v) > 1 else 0.0 for v in values]
+        half = [half_width(v) for v in values]
         mean = [float(np.mean(v)) for v in values]
         left.errorbar(shots, mean, half, color=colour, marker="o", markersize=4, linewidth=1.8, capsize=3, label=name)
     left.set_xticks(sorted({line["shots"] for line in by}))

@@ -24,7 +24,7 @@ def line(draw: int, theta: float, scratch: float, gap: float) -> dict[str, Any]:
 def test_the_table_holds_means_intervals_and_paired_gains() -> None:
     text = table([line(0, 0.6, 0.5, 0.1), line(1, 0.8, 0.5, -0.06)])
     assert "K = 5, 2 draws, 1 of them called usable" in text
-    half = 1.96 * np.std([0.6, 0.8], ddof=1) / np.sqrt(2)
+    half = 12.7062 * np.std([0.6, 0.8], ddof=1) / np.sqrt(2)  # Student's t, one degree of freedom
     assert f"| {ADAPTED} | 0.700 ± {half:.3f} |" in text
     assert f"| gain over {SCRATCH} | +0.200 ± {half:.3f} |" in text
     assert "over all draws together: 0.020" in text
