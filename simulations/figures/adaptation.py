@@ -35,7 +35,7 @@ def draw_adaptation(by: Sequence[dict[str, Any]], reliable: Sequence[dict[str, A
     by, reliable : sequence
         Lines of `simulations.experiments.adapt`; those of any K, and those whose probabilities are looked at.
     """
-    figure = Figure(figsize=(10.2, 4.0), dpi=110, layout="constrained")
+    figure = Figure(figsize=(10.2, 4.0), dpi=90, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for name, colour in _COLOURS.items():
         own = [(line["shots"], 100 * line["methods"][name][_FIGURE]) for line in by if name in line["methods"]]
