@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from client.adapt.images import Labelled
     from client.adapt.run import Outcome
     from client.adapt.trained import Trained
+    from client.data.labels import Labels
+    from client.data.outcome import Outcomes
     from client.predict import Counts
 
 __all__ = ["adapt", "predict", "worklist"]
@@ -52,6 +54,13 @@ def adapt(
     each_a_patient: Annotated[
         bool, typer.Option("--each-a-patient", help="A picture that names no patient is a patient of its own.")
     ] = False,
+    outcome: Annotated[
+        Path | None,
+        typer.Option(help="CSV file of patient, date and outcome: predict it from images taken long before."),
+    ] = None,
+    ahead: Annotated[
+        str | None, typer.Option("--horizon", help="With --outcome: how long before at least, as in 365d.")
+    ] = None,
     shots: Annotated[
         int | None,
         typer.Option(min=1, help="Adapt on K patients of a class, judge on all others.", show_default="up to 20"),
@@ -73,6 +82,9 @@ def adapt(
     Nothing leaves the site, and no network is needed. The report in OUT puts the adapted theta beside training from
     scratch and beside simple features, on patients that none of them saw.
 
+    With --outcome and --horizon the label is what became of a patient later, and the labels file has a column `date`,
+    the day of an image, in place of `label`. All patients are used, as by --all, in their own mix.
+
     Exit codes: 0 may be used. 10 no gain over a baseline is shown. 11 a class has too few patients. 12 the images are
     not what theta was trained on. 13 it may be chance. 14 no file is an image with a label and a patient. Of several,
     the first of 12, 11, 13, 10.
@@ -80,9 +92,12 @@ def adapt(
     """
     from client.adapt.folder import write_adapted
     from client.adapt.report import markdown, verdict
+    from client.adapt.risk import follow
     from client.adapt.run import Plan
     from client.adapt.run import adapt as run
     from client.adapt.trained import read_trained
+    from client.data.labels import Labels
+    from client.data.outcome import OUTCOMES
     from common.study import names
 
     if (labels is None) != (not folders):
@@ -90,31 +105,38 @@ def adapt(
     if shots is not None and everything:
         raise DataError("--shots and --all are two ways to choose: give one")
     trained, place = read_trained(model), site or home() / "site"
+    source = None if labels is None else Labels(labels, _columns(rename), _outcomes(outcome, ahead))
+    classes, followed = names(task), None
+    if outcome is not None or ahead is not None:
+        if source is None or shots is not None or classes:
+            raise DataError("--outcome and --horizon go with --labels and folders, and without --shots and --task")
+        classes, everything = OUTCOMES, True
+        followed = follow(source, np.random.default_rng(0))
     with (
         _nothing(),
         _progress(as_json) as say,
-        _images(trained, place, folders, labels, rename, names(task), each_a_patient, took_part) as found,
+        _images(trained, place, folders, source, classes, each_a_patient, took_part) as found,
     ):
         key = load_key(place / "site.key")
         seed = keyed(key, "adapt", f"{trained.theta_digest} {shots} {everything}")
         generator = np.random.Generator(np.random.Philox(key=int.from_bytes(seed, "big")))
-        outcome: Outcome = run(trained, found, Plan(shots, everything, coverage), generator, say)
-    text = markdown(outcome.report)
+        result: Outcome = run(trained, found, Plan(shots, everything, coverage, followed), generator, say)
+    text = markdown(result.report)
     try:
         out.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if outcome.model is not None:
-            write_adapted(out, outcome.model, outcome.report, text, outcome.patients)
+        if result.model is not None:
+            write_adapted(out, result.model, result.report, text, result.patients)
         else:
-            (out / "report.json").write_text(json.dumps(outcome.report, indent=1), encoding="utf-8")
+            (out / "report.json").write_text(json.dumps(result.report, indent=1), encoding="utf-8")
             (out / "report.md").write_text(text, encoding="utf-8")
     except OSError:
         raise DataError("the adapted model cannot be written there: check its folder and permissions") from None
-    code = _code(outcome)
+    code = _code(result)
     if as_json:
-        print(json.dumps({"usable": code == 0, "exit": code, **outcome.report}, indent=1))
+        print(json.dumps({"usable": code == 0, "exit": code, **result.report}, indent=1))
     else:
         Console(markup=False, emoji=False, highlight=False, soft_wrap=True).print(text)
-        print(verdict(outcome.report))
+        print(verdict(result.report))
     if code:
         raise SystemExit(code)
 
@@ -244,29 +266,38 @@ def _images(
     trained: "Trained",
     site: Path,
     folders: Sequence[Path] | None,
-    labels: Path | None,
-    rename: list[str] | None,
+    labels: "Labels | None",
     classes: Sequence[str],
     each_a_patient: bool,
     took_part: bool,
 ) -> Iterator["Labelled"]:
     from client.adapt.images import from_folders, from_site
     from client.data.image import Recipe
-    from client.data.labels import Labels
 
     recipe = Recipe.of(trained.study.model)
     if labels is None or folders is None:
         yield from_site(site, recipe, classes, took_part=took_part)
         return
+    with from_folders(folders, labels, recipe, classes, site=site, each_a_patient=each_a_patient) as (images, _):
+        yield images
+
+
+def _columns(rename: list[str] | None) -> dict[str, str]:
     columns = {}
     for pair in rename or []:
         theirs, equals, ours = pair.partition("=")
         if not equals or not theirs or not ours:
             raise DataError("--map takes THEIRS=OURS, as in 'lesion_id=patient'")
         columns[theirs] = ours
-    source = Labels(labels, columns)
-    with from_folders(folders, source, recipe, classes, site=site, each_a_patient=each_a_patient) as (images, _):
-        yield images
+    return columns
+
+
+def _outcomes(path: Path | None, ahead: str | None) -> "Outcomes | None":
+    from client.data.outcome import horizon, read_outcomes
+
+    if (path is None) != (ahead is None):
+        raise DataError("give --outcome and --horizon together")
+    return None if path is None or ahead is None else read_outcomes(path, horizon(ahead))
 
 
 @contextmanager

@@ -23,8 +23,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines[-2] += f"theta `{report['theta digest'][:16]}`."
     lines += ["| class | patients | images |", "| --- | ---: | ---: |"]
     lines += [f"| {name} | {c['patients']} | {c['images']} |" for name, c in report["classes"].items()]
+    risk = _risk(report["followed"]) if "followed" in report else []
     if "methods" not in report:
-        return "\n".join([*lines, "", "Nothing was adapted, so there are no figures.", ""])
+        return "\n".join([*lines, *risk, "", "Nothing was adapted, so there are no figures.", ""])
     judged, support = report["judged"], report["support"]
     if judged["folds"] > 1:
         how = f"{judged['repeats']} times {judged['folds']}-fold cross-validation by patient"
@@ -82,6 +83,7 @@ def markdown(report: Mapping[str, Any]) -> str:
                 f"\nProbably {needed - rarest} more labelled patients of every class would show a gain over {name}, if "
                 "the curve goes on as it does."
             )
+    lines += risk
     lines += [
         "",
         "## What this does not say",
@@ -94,6 +96,34 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _risk(followed: Mapping[str, Any]) -> list[str]:
+    rows, dates = followed["rows"], followed["AUROC of dates alone"]
+    lines = [
+        "",
+        "## Risk",
+        "",
+        f"An image counts if it was taken at least {followed['horizon in days']} days before the outcome showed, or "
+        f"before the last day on which it was known not to have. {rows['used']} rows of the labels file do; "
+        f"{rows['after the horizon']} came later and {rows['no outcome']} are of patients without an outcome: these "
+        "count nowhere.",
+        "",
+        f"The day of an image alone tells the outcome with an AUROC of {_estimate(dates)}. "
+        + (
+            "One half is in the interval: days give nothing away that could be shown."
+            if dates["low"] is None or dates["low"] <= 0.5 <= dates["high"]
+            else "**That is not chance. Cases and controls were not seen in the same years, or not followed as long; a "
+            "network may see the years and not the disease.**"
+        ),
+    ]
+    if followed["tenths"]:
+        head = "| tenth of the images, by risk | patients | images | predicted | observed |"
+        lines += ["", head, "| ---: | ---: | ---: | ---: | ---: |"]
+    for place, tenth in enumerate(followed["tenths"], 1):
+        counts = f"| {place} | {tenth['patients']} | {tenth['images']} "
+        lines.append(f"{counts}| {tenth['predicted']:.3f} | {_estimate(tenth['observed'])} |")
+    return lines
 
 
 def _estimate(e: Mapping[str, float | None], sign: str = "") -> str:

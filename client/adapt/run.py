@@ -16,6 +16,7 @@ from client.adapt.images import Labelled
 from client.adapt.judge import GAIN, Estimate, Judged, Split, judge, k_fold_splits, one_split, summary
 from client.adapt.methods import Adapted, Method, Rows, Scratch, Simple, Unadapted, simple_features
 from client.adapt.outlook import Point, enough, learning_curve
+from client.adapt.risk import Followed, tenths
 from client.adapt.trained import Trained
 from client.adapt.verdict import FEWEST, Refusal, no_gain, not_better_than_chance, not_familiar, one_shot, too_few
 from client.data.episodes import network_input
@@ -46,11 +47,14 @@ class Plan:
         Whether all patients support, however many there are.
     coverage : float
         Of the conformal sets, 0 to 1.
+    followed : Followed or None
+        Where labels are later outcomes.
     """
 
     shots: int | None = None
     everything: bool = False
     coverage: float = 0.9
+    followed: Followed | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,8 @@ def adapt(
     )
     settings = {name: judged.outcomes[name].settings[0] for name in methods}
     points = learning_curve(methods, settings, images, generator, progress)
+    if plan.followed is not None:
+        about["followed"]["tenths"] = tenths(judged, ADAPTED, generator)
     report = about | {
         "reasons": [refusal.text for refusal in refusals],
         "judged": {
@@ -179,6 +185,7 @@ def _about(trained: Trained, images: Labelled, plan: Plan) -> dict[str, Any]:
             for place, (name, patients) in enumerate(images.patients_per_class().items())
         },
         "asked": {"shots": plan.shots, "all": plan.everything, "coverage": plan.coverage},
+        **({} if plan.followed is None else {"followed": plan.followed.json() | {"tenths": []}}),
     }
 
 

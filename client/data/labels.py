@@ -3,14 +3,16 @@
 import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from client.data.catalogue import COLUMNS, Catalogue
 from client.data.keys import keyed
+from client.data.outcome import Outcomes, day
 from client.data.picture import IDENTIFIERS
 from common.errors import DataError
 
-__all__ = ["LabelReport", "Labels", "check_labels", "import_labels", "label_report"]
+__all__ = ["DatedRow", "LabelReport", "Labels", "check_labels", "dated_rows", "import_labels", "label_report"]
 
 #: Which column a row is joined on, where it has several: the most specific one.
 _MOST_SPECIFIC_FIRST = (
@@ -37,10 +39,35 @@ class Labels:
     columns : mapping
         From the file's own column names to ``label``, ``patient`` (what keeps pictures together that name no patient
         themselves: lesion, smear) or one of `client.data.picture.IDENTIFIERS`. Columns of these names need no entry.
+    outcomes : Outcomes or None
+        What became of the patients later: it is the label, whatever a column ``label`` says, and the file has a column
+        ``date`` instead, the day on which an image was taken. Dates are looked at and kept nowhere.
     """
 
     path: Path
     columns: Mapping[str, str]
+    outcomes: Outcomes | None = None
+
+
+@dataclass(frozen=True)
+class DatedRow:
+    """A row of a labels file with dates.
+
+    Attributes
+    ----------
+    kind, value, patient : str
+        What it is joined on, and who it is.
+    taken : date
+        When the image was.
+    label : str or None
+        ``""`` of a patient without outcome, None of an image after the horizon.
+    """
+
+    kind: str
+    value: str
+    patient: str
+    taken: date
+    label: str | None
 
 
 @dataclass(frozen=True)
@@ -101,11 +128,54 @@ def label_report(catalogue: Catalogue) -> LabelReport:
     return LabelReport(int(rows), int(repeated), int(unmatched))
 
 
+def dated_rows(labels: Labels, outcomes: Outcomes) -> Iterator[DatedRow]:
+    """Yield the rows of a labels file with dates, also those that do not count.
+
+    An image after the horizon must not come back by another row: rows that could be of one image, because they are
+    joined on the same value or on different columns, have one date or are refused.
+    """
+    seen: dict[str, date] = {}
+    joined = ""
+    for line, kind, cells in _cells(labels, "date"):
+        who, taken = cells.get("patient") or cells.get("PatientID", ""), day(cells["date"])
+        if kind is None or kind == "PatientID":
+            raise DataError(f"line {line} of the labels file must name what was taken on its date, not a patient alone")
+        if joined not in ("", kind):
+            raise DataError(f"line {line} of the labels file is joined on {kind}, others on {joined}: use one of them")
+        if not who:
+            raise DataError(f"line {line} of the labels file names no patient: it is how an outcome is found")
+        if taken is None:
+            raise DataError(f"the date in line {line} of the labels file is none: write 2024-01-31 or 20240131")
+        if seen.setdefault(cells[kind], taken) != taken:
+            raise DataError(f"line {line} of the labels file gives a second date to what an earlier line names")
+        joined = kind
+        yield DatedRow(kind, cells[kind], who, taken, outcomes.label(who, taken))
+
+
 def _rows(labels: Labels) -> Iterator[tuple[str, str, str, str]]:
     """Yield what a row is joined on, its value, the label, and the patient or ``""``."""
-    if unknown := set(labels.columns.values()) - {*IDENTIFIERS, "label", "patient"}:
+    if labels.outcomes is not None:
+        for row in dated_rows(labels, labels.outcomes):
+            if row.label:
+                yield row.kind, row.value, row.label, row.patient
+        return
+    for line, kind, cells in _cells(labels, "label"):
+        label = cells["label"]
+        if not label:
+            continue
+        if kind is None:
+            raise DataError(f"line {line} of the labels file has a label and nothing to join it on")
+        if len(label) > _LONGEST_LABEL or not label.isprintable():
+            raise DataError(f"the label in line {line} is over {_LONGEST_LABEL} characters or not text")
+        yield kind, cells[kind], label, cells.get("patient", "")
+
+
+def _cells(labels: Labels, needed: str) -> Iterator[tuple[int, str | None, dict[str, str]]]:
+    """Yield every row's line, the most specific column that it can be joined on, and its cells by our names."""
+    known = (*IDENTIFIERS, needed, "patient")
+    if unknown := set(labels.columns.values()) - set(known):
         raise DataError(
-            f"--map names {sorted(unknown)}: a column can be label, patient or one of {', '.join(IDENTIFIERS)}"
+            f"--map names {sorted(unknown)}: a column can be {needed}, patient or one of {', '.join(IDENTIFIERS)}"
         )
     try:
         with labels.path.open(newline="", encoding="utf-8-sig") as file:
@@ -114,29 +184,19 @@ def _rows(labels: Labels) -> Iterator[tuple[str, str, str, str]]:
             if missing := set(labels.columns) - set(header):
                 raise DataError(f"the labels file has no column {sorted(missing)}, which --map names")
             names = [labels.columns.get(name, name) for name in header]
-            at = {name: names.index(name) for name in (*IDENTIFIERS, "label", "patient") if name in names}
+            at = {name: names.index(name) for name in known if name in names}
             if twice := sorted(name for name in at if names.count(name) > 1):
                 raise DataError(f"several columns of the labels file are {twice}: use --map for one of them")
-            if "label" not in at or not at.keys() & set(IDENTIFIERS):
+            if needed not in at or not at.keys() & set(IDENTIFIERS):
                 raise DataError(
-                    "the labels file needs a column `label` and one of "
+                    f"the labels file needs a column `{needed}` and one of "
                     f"{', '.join(IDENTIFIERS)}: rename columns, or say --map 'their name=our name'"
                 )
             for row in rows:
                 if len(row) != len(header):
                     raise DataError(f"line {rows.line_num} of the labels file has {len(row)} cells, not {len(header)}")
                 cells = {name: row[place].strip() for name, place in at.items()}
-                kind = next((kind for kind in _MOST_SPECIFIC_FIRST if cells.get(kind)), None)
-                label = cells["label"]
-                if not label:
-                    continue
-                if kind is None:
-                    raise DataError(f"line {rows.line_num} of the labels file has a label and nothing to join it on")
-                if len(label) > _LONGEST_LABEL or not label.isprintable():
-                    raise DataError(
-                        f"the label in line {rows.line_num} is over {_LONGEST_LABEL} characters or not text"
-                    )
-                yield kind, cells[kind], label, cells.get("patient", "")
+                yield rows.line_num, next((kind for kind in _MOST_SPECIFIC_FIRST if cells.get(kind)), None), cells
     except OSError:
         raise DataError("the labels file cannot be opened: check its path and permissions") from None
     except UnicodeDecodeError:

@@ -18,6 +18,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
+from scipy.stats import t
 
 from client.adapt.choose import draw_shots
 from client.adapt.images import Labelled, from_site
@@ -27,12 +29,13 @@ from client.adapt.trained import Trained, read_trained
 from client.adapt.verdict import no_gain, not_better_than_chance
 from client.data.image import Recipe
 from client.session import virtual_site
-from common.figures import FIGURES, calibration_gaps
+from common.figures import BINS, FIGURES, calibration_gaps, error_of_perfect, expected_calibration_error
 from common.study import names
 
-__all__ = ["main", "one_draw", "table"]
+__all__ = ["half_width", "main", "one_draw", "table"]
 
 _COVERAGE = 0.9
+_ERROR, _PERFECT = "expected calibration error", "the same of perfect probabilities"
 
 
 def one_draw(
@@ -57,13 +60,16 @@ def one_draw(
         hit = outcome.sets[0][np.arange(len(judged.labels)), judged.labels]
         size = float(np.average(outcome.sets[0].sum(-1), weights=judged.weights))
         covered = float(np.average(hit, weights=judged.weights))
-        perfect = judged.error_of_perfect(name, generator)
+        mixed = _own_mix(outcome.probabilities[0], judged.labels)
         found[name] = {
             **figures,
-            "the same of perfect probabilities": perfect,
+            _PERFECT: judged.error_of_perfect(name, generator),
+            "error in the patients' own mix": float(expected_calibration_error(mixed, judged.labels)),
+            "the same of perfect ones": error_of_perfect(mixed, None, generator),
             "coverage": covered,
             "set size": size,
             "gaps": calibration_gaps(outcome.probabilities[0], judged.labels, judged.weights).tolist(),
+            "tops": _tops(outcome.probabilities[0], judged.weights).tolist(),
             "setting": vars(outcome.settings[0]),
         }
     if alone:
@@ -71,6 +77,26 @@ def one_draw(
     gains = {name: judged.gain(ADAPTED, name, generator) for name in (SCRATCH, SIMPLE)}
     reasons = [*no_gain(gains), *not_better_than_chance(judged.figures(ADAPTED, generator)["AUROC"])]
     return {"draw": number, "shots": shots, "methods": found, "usable": not reasons}
+
+
+def _own_mix(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return probabilities of classes that were alike as frequent, for patients of whom they are not.
+
+    References
+    ----------
+    Saerens, Latinne and Decaestecker, "Adjusting the Outputs of a Classifier to New a Priori Probabilities", 2002,
+    equation 2.4.
+    """
+    mixed = probabilities * np.bincount(labels, minlength=probabilities.shape[-1])
+    return np.asarray(mixed / mixed.sum(-1, keepdims=True))
+
+
+def _tops(probabilities: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``[2, bins]``: each bin's share of the images (see `calibration_gaps`), and that times its mean top."""
+    top = probabilities.max(-1)
+    where = np.clip(np.ceil(top * BINS - 1e-9).astype(int) - 1, 0, BINS - 1)
+    sums = np.stack([np.bincount(where, w, BINS) for w in (weights, weights * top)])
+    return np.asarray(sums / weights.sum())
 
 
 def _shuffled(images: Labelled, generator: np.random.Generator) -> Labelled:
@@ -85,7 +111,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     out = []
     for shots in sorted({line["shots"] for line in lines}):
         own = [line["methods"] for line in lines if line["shots"] == shots]
-        figures = [name for name in next(iter(own[0].values())) if name not in {"setting", "gaps"}]
+        figures = [name for name in next(iter(own[0].values())) if name not in {"setting", "gaps", "tops"}]
         usable = sum(line.get("usable", False) for line in lines if line["shots"] == shots)
         out += [
             f"K = {shots}, {len(own)} draws, {usable} of them called usable",
@@ -99,14 +125,21 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
             if name != ADAPTED:
                 gains = (_mean([m[ADAPTED][f] - m[name][f] for m in own], "+") for f in figures)
                 out.append(f"| gain over {name} | " + " | ".join(gains) + " |")
+        excess = _mean([m[ADAPTED][_ERROR] - m[ADAPTED][_PERFECT] for m in own], "+")
+        out += ["", f"Calibration error of {ADAPTED} beyond that of perfect probabilities: {excess}"]
         pooled = float(np.abs(np.mean([m[ADAPTED]["gaps"] for m in own], 0)).sum())
-        out += ["", f"Calibration error of {ADAPTED} over all draws together: {pooled:.3f}", ""]
+        out += [f"Calibration error of {ADAPTED} over all draws together: {pooled:.3f}", ""]
     return "\n".join(out)
 
 
 def _mean(values: Sequence[float], sign: str = "") -> str:
-    half = 1.96 * float(np.std(values, ddof=1)) / sqrt(len(values)) if len(values) > 1 else float("nan")
-    return f"{np.mean(values):{sign}.3f} ± {half:.3f}"
+    return f"{np.mean(values):{sign}.3f} ± {half_width(values):.3f}"
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Return half the width of the 95 % interval of a mean (Student); not a number for fewer than two values."""
+    count = len(values)
+    return float(t.ppf(0.975, count - 1) * np.std(values, ddof=1)) / sqrt(count) if count > 1 else float("nan")
 
 
 def main(

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +107,59 @@ def test_what_was_stopped_goes_on(
     assert stopped.read_text() == whole.read_text()
     assert run(model, [pictures], stopped, tmp_path / "site").done == 0
     assert stopped.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path, images(200, 1))
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "site.key").write_bytes(KEY)
+    whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
+
+    def command(file: Path) -> list[str]:
+        # A shell that starts this in the background ignores SIGINT, and what it starts inherits that.
+        code = (
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from client.cli import app; app()"
+        )
+        options = ["--anyway", "--workers", "1", "--site", str(tmp_path / "site"), "--json"]
+        return [
+            sys.executable,
+            "-c",
+            code,
+            "predict",
+            str(pictures),
+            "--model",
+            str(folder),
+            "--out",
+            str(file),
+            *options,
+        ]
+
+    running = subprocess.Popen(command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + 120
+        while not out.exists() or out.read_bytes().count(b"\n") < 2:  # the header, and the first batch
+            assert time.monotonic() < until
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130, err
+    assert "Traceback" not in err
+    kept = out.read_text()
+    done = len(rows(out))
+    assert 0 < done < 600
+    assert kept.endswith("\n")
+    again = subprocess.run(command(out), capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(again.stdout)["before"] == done
+    assert json.loads(again.stdout)["done"] == 600 - done
+    run(read_adapted(folder), [pictures], whole, tmp_path / "site")
+    predicting.write_patients(whole, read_adapted(folder))
+    assert out.read_text() == whole.read_text()
+    assert out.read_text().startswith(kept)
+    assert (tmp_path / "out.patients.csv").read_text() == (tmp_path / "whole.patients.csv").read_text()
 
 
 def test_a_patient_is_the_mean_of_its_images(model: AdaptedModel, tmp_path: Path) -> None:

@@ -5,25 +5,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from client.adapt.run import ADAPTED, SCRATCH
-from simulations.experiments.adapt import _shuffled, one_draw, table
+from common.figures import expected_calibration_error
+from simulations.experiments.adapt import _own_mix, _shuffled, one_draw, table
+from simulations.figures.adaptation import draw_adaptation
 from tests.client.adapt.worlds import images, trained
 
 
 def line(draw: int, theta: float, scratch: float, gap: float) -> dict[str, Any]:
-    own = {"balanced accuracy": theta, "gaps": [gap, 0.0], "setting": {}}
-    other = {"balanced accuracy": scratch, "gaps": [0.0, 0.0], "setting": {}}
+    errors = {"expected calibration error": abs(gap), "the same of perfect probabilities": 0.01}
+    own = {"balanced accuracy": theta, **errors, "gaps": [gap, 0.0], "setting": {}}
+    other = {"balanced accuracy": scratch, **errors, "gaps": [0.0, 0.0], "setting": {}}
     return {"draw": draw, "shots": 5, "methods": {ADAPTED: own, SCRATCH: other}, "usable": draw == 0}
 
 
 def test_the_table_holds_means_intervals_and_paired_gains() -> None:
     text = table([line(0, 0.6, 0.5, 0.1), line(1, 0.8, 0.5, -0.06)])
     assert "K = 5, 2 draws, 1 of them called usable" in text
-    half = 1.96 * np.std([0.6, 0.8], ddof=1) / np.sqrt(2)
+    half = 12.7062 * np.std([0.6, 0.8], ddof=1) / np.sqrt(2)  # Student's t, one degree of freedom
     assert f"| {ADAPTED} | 0.700 ± {half:.3f} |" in text
     assert f"| gain over {SCRATCH} | +0.200 ± {half:.3f} |" in text
     assert "over all draws together: 0.020" in text
+    assert "beyond that of perfect probabilities: +0.070" in text
 
 
 def test_a_draw_without_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +38,21 @@ def test_a_draw_without_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     own = found["methods"][ADAPTED]
     assert np.abs(own["gaps"]).sum() == pytest.approx(own["expected calibration error"])
     assert 0 <= own["coverage"] <= 1
+    share, tops = own["tops"]
+    assert sum(share) == pytest.approx(1)
+    right = np.add(own["gaps"], tops)  # of every bin, times its share
+    assert ((right > -1e-9) & (right < np.add(share, 1e-9))).all()
+    assert right.sum() == pytest.approx(own["balanced accuracy"])
+
+
+def test_probabilities_of_equal_classes_fit_patients_of_whom_they_are_not() -> None:
+    generator = np.random.default_rng(0)
+    labels = (generator.random(40_000) < 0.1).astype(int)
+    x = generator.normal(0, np.where(labels == 1, 2.0, 1.0))
+    risk = norm.pdf(x, 0, 2) / (norm.pdf(x, 0, 2) + norm.pdf(x, 0, 1))  # were both as frequent
+    equal = np.stack([1 - risk, risk], -1)
+    assert expected_calibration_error(equal, labels) > 0.1
+    assert expected_calibration_error(_own_mix(equal, labels), labels) < 0.015
 
 
 def test_shuffled_labels_stay_with_the_patient() -> None:
@@ -42,3 +62,14 @@ def test_shuffled_labels_stay_with_the_patient() -> None:
     assert sorted(dealt.labels) == sorted(those.labels)
     for who in np.unique(those.patients):
         assert len(np.unique(dealt.labels[those.patients == who])) == 1
+
+
+def test_the_picture_is_small_and_takes_any_shots(tmp_path: Path) -> None:
+    lines = [line(n, 0.6 + n / 10, 0.5, 0.1) | {"shots": shots} for n in range(3) for shots in (1, 5)]
+    for each in lines:
+        for own in each["methods"].values():
+            own["tops"] = [[0.5, 0.5], [0.1, 0.4]]
+    path = tmp_path / "picture.png"
+    draw_adaptation(lines, lines[1::2], path)
+    assert path.read_bytes()[:4] == b"\x89PNG"
+    assert path.stat().st_size < 100_000
