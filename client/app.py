@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 
 from client.data.episodes import draw
 from client.evaluation import evaluate
+from client.privacy import private_gradient
 from client.session import Session, open_session
 from common.contract import TRAIN, Instruction, Vector, check_instruction, pack_reply, theta_digest
 from common.errors import ContractError, WardroundError
@@ -74,17 +75,24 @@ def join(message: Message, session: Session) -> Message:
 def train(message: Message, session: Session) -> Message:
     """Return one meta-gradient over freshly drawn episodes."""
     instruction, theta = read(message, session)
-    spec, pool = session.study.episodes.in_training, session.training_pool()
     if session.held_out:
         raise ContractError("this site is held out in the study: it never trains")
-    generator = session.site.generator("train", session.study.digest, instruction.round)
-    episodes = draw(session.site, pool, spec, spec.per_round, generator, augment=True)
-    result = session.engine.meta_gradient(theta, episodes)
-    vector: Vector = np.asarray(result.gradient)
-    scalars = {"loss": float(result.loss), "accuracy": float(result.accuracy)}
+    if not 1 <= instruction.round <= session.study.study.rounds:
+        raise ContractError(f"the study has {session.study.study.rounds} rounds, and this is not one of them")
+    private = session.study.privacy.mechanism != "none"
+    vector, scalars = (private_gradient if private else plain_gradient)(session, theta, instruction.round)
     if session.study.privacy.figures == "withheld":
         scalars = dict.fromkeys(TRAIN, -1.0)
     return Message(pack_reply(instruction, scalars, vector), reply_to=message)
+
+
+def plain_gradient(session: Session, theta: Theta, number: int) -> tuple[Vector, dict[str, float]]:
+    """Return a round's mean meta-gradient ``[D]``, query loss and query accuracy, as they are."""
+    spec, pool = session.study.episodes.in_training, session.training_pool()
+    generator = session.site.generator("train", session.study.digest, number)
+    episodes = draw(session.site, pool, spec, spec.per_round, generator, augment=True)
+    result = session.engine.meta_gradient(theta, episodes)
+    return np.asarray(result.gradient), {"loss": float(result.loss), "accuracy": float(result.accuracy)}
 
 
 @app.evaluate()
