@@ -19,10 +19,10 @@ from common.contract import TRAIN, Vector
 from common.errors import DataError
 from common.meta import Batch, Engine, Episodes, MetaGradient
 from common.models.network import Theta
-from common.privacy.mechanism import SENSITIVITY, Source, clipped_sum, noised
+from common.privacy.mechanism import SENSITIVITY, Source, Steps, clipped_sum, noised
 from common.study import Study
 
-__all__ = ["OUT", "bins", "gradients", "private_gradient"]
+__all__ = ["OUT", "bins", "episodes_of_bins", "gradients", "private_gradient", "sum_of_bins"]
 
 #: The bin of a patient who is not in the round.
 OUT = -1
@@ -39,16 +39,24 @@ def private_gradient(session: Session, theta: Theta, number: int) -> tuple[Vecto
         The round: it draws the patients, always the same ones at this site and in this study. The noise is fresh every
         time, so what was sent once must be sent again and never made again.
     """
-    study, size = session.study, sum(tensor.numel() for tensor in theta.values())
+    study = session.study
     plan, parts = study.privacy, study.episodes.per_round
-    result = gradients(session.engine, theta, episodes_of_bins(session.site, study, number))
-    total = clipped_sum([] if result is None else (row.numpy() for row in result.gradient), plan.clip, size)
+    total, result = sum_of_bins(session, theta, number)
     deviation = plan.noise * SENSITIVITY[plan.mechanism] * plan.clip
     released = noised(total, plan.clip, deviation, parts, _source(session.site, study, number))
     scalars = dict.fromkeys(TRAIN, -1.0)
     if plan.research and plan.figures == "sent" and result is not None:
         scalars = {"loss": float(result.loss.mean()), "accuracy": float(result.accuracy.mean())}
     return released.astype(study.wire.dtype), scalars
+
+
+def sum_of_bins(session: Session, theta: Theta, number: int) -> tuple[Steps, MetaGradient | None]:
+    """Return the sum of a round's clipped meta-gradients ``[D]``, in steps, and what it was made of: both secret."""
+    drawn = episodes_of_bins(session.site, session.study, number)
+    result = gradients(session.engine, theta, list(drawn.values()))
+    rows = [] if result is None else [row.numpy() for row in result.gradient]
+    size = sum(tensor.numel() for tensor in theta.values())
+    return clipped_sum(rows, session.study.privacy.clip, size), result
 
 
 def bins(site: Site, study: Study, number: int) -> NDArray[np.int64]:
@@ -62,16 +70,16 @@ def bins(site: Site, study: Study, number: int) -> NDArray[np.int64]:
     return chosen
 
 
-def episodes_of_bins(site: Site, study: Study, number: int) -> list[Episodes]:
-    """Return an episode for every bin whose patients can make one."""
+def episodes_of_bins(site: Site, study: Study, number: int) -> dict[int, Episodes]:
+    """Return the episode of every bin whose patients can make one."""
     spec, chosen = study.episodes.in_training, bins(site, study, number)
-    drawn = []
+    drawn = {}
     for part in range(spec.per_round):
         pool = make_pool(site, spec.class_names, 0, ("train",), among=chosen == part)
         # A generator of its own: with one for all, a patient in this bin would change what is drawn in the next.
         generator = site.generator("bin", study.digest, number, part)
         with suppress(DataError):  # too few patients or classes: the bin counts as a vector of zeros
-            drawn.append(draw(site, pool, spec, 1, generator, augment=True))
+            drawn[part] = draw(site, pool, spec, 1, generator, augment=True)
     return drawn
 
 

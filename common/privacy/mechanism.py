@@ -12,8 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-__all__ = ["SENSITIVITY", "STEPS", "Source", "clipped_sum", "noised", "normal_steps", "on_grid", "signal_to_noise"]
+__all__ = [
+    "SENSITIVITY",
+    "STEPS",
+    "Source",
+    "Steps",
+    "clipped_sum",
+    "noised",
+    "normal_steps",
+    "on_grid",
+    "signal_to_noise",
+]
 
+#: A vector in steps of the grid.
 Steps = NDArray[np.int64]
 #: Gives as many bytes as asked for: the operating system's generator, ``os.urandom``, unless a guarantee is forgone.
 Source = Callable[[int], bytes]
