@@ -6,16 +6,14 @@ from contextlib import suppress
 from functools import wraps
 from secrets import token_hex
 
-import numpy as np
 import torch
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.data.episodes import draw
 from client.evaluation import evaluate
-from client.privacy import private_gradient
+from client.release import note_unprotected, release
 from client.session import Session, open_session
-from common.contract import TRAIN, Instruction, Vector, check_instruction, pack_reply, theta_digest
+from common.contract import TRAIN, Instruction, check_instruction, pack_reply, theta_digest
 from common.errors import ContractError, WardroundError
 from common.meta import flatten, unflatten
 from common.models.network import Theta
@@ -79,20 +77,10 @@ def train(message: Message, session: Session) -> Message:
         raise ContractError("this site is held out in the study: it never trains")
     if not 1 <= instruction.round <= session.study.study.rounds:
         raise ContractError(f"the study has {session.study.study.rounds} rounds, and this is not one of them")
-    private = session.study.privacy.mechanism != "none"
-    vector, scalars = (private_gradient if private else plain_gradient)(session, theta, instruction.round)
+    vector, scalars = release(session, theta, instruction)
     if session.study.privacy.figures == "withheld":
         scalars = dict.fromkeys(TRAIN, -1.0)
     return Message(pack_reply(instruction, scalars, vector), reply_to=message)
-
-
-def plain_gradient(session: Session, theta: Theta, number: int) -> tuple[Vector, dict[str, float]]:
-    """Return a round's mean meta-gradient ``[D]``, query loss and query accuracy, as they are."""
-    spec, pool = session.study.episodes.in_training, session.training_pool()
-    generator = session.site.generator("train", session.study.digest, number)
-    episodes = draw(session.site, pool, spec, spec.per_round, generator, augment=True)
-    result = session.engine.meta_gradient(theta, episodes)
-    return np.asarray(result.gradient), {"loss": float(result.loss), "accuracy": float(result.accuracy)}
 
 
 @app.evaluate()
@@ -102,4 +90,5 @@ def evaluate_theta(message: Message, session: Session) -> Message:
     instruction, theta = read(message, session)
     if session.study.privacy.figures == "withheld":
         raise ContractError("privacy.figures is 'withheld' in the study: no site evaluates")
+    note_unprotected(session.site.folder, session.study.digest)
     return Message(pack_reply(instruction, evaluate(session, theta, instruction)), reply_to=message)

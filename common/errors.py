@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 __all__ = [
+    "BudgetError",
     "ContractError",
     "DataError",
     "DeviceError",
@@ -96,6 +97,12 @@ class ExportError(WardroundError):
     """A run's theta cannot be exported, or an export does not compute what theta does."""
 
     code = 110
+
+
+class BudgetError(WardroundError):
+    """The privacy budget of a site's patients does not allow what a study asks for."""
+
+    code = 111
 
 
 def explain(code: int) -> str:

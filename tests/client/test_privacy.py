@@ -24,7 +24,7 @@ from tests.client.hospitals import ask, instruct, prepared, tiny_study
 from tests.client.wards import Hashed, Recogniser, private_study, session_of, ward, without
 
 #: The hospitals' own study, made private.
-HOSPITALS = {
+HOSPITALS: dict[str, bool | int | float | str] = {
     "privacy.mechanism": "episode-clip",
     "privacy.clip": 0.5,
     "privacy.noise": 1.0,
@@ -212,7 +212,7 @@ def test_a_reply_holds_the_noised_vector_and_constants() -> None:
 @pytest.mark.parametrize("changes", [{}, HOSPITALS])
 @pytest.mark.parametrize("number", [0, 3])
 def test_a_round_that_the_study_does_not_have_is_refused(
-    changes: dict[str, Any], number: int, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, bool | int | float | str], number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = tiny_study(changes)
     (site, *_) = prepared(study)

@@ -26,12 +26,13 @@ from tests.client.hospitals import tiny_study
 __all__ = ["Hashed", "Recogniser", "private_study", "session_of", "ward", "without"]
 
 _PRIVATE: Mapping[str, bool | int | float | str] = {
+    "algorithm.name": "fomaml",
     "model.width": 1,
     "episodes.classes": "a,b",
     "episodes.held-out": "",
     "episodes.ways": 2,
     "episodes.shots": 4,
-    "episodes.queries": 8,
+    "episodes.queries": 16,
     "privacy.mechanism": "episode-clip",
     "privacy.clip": 0.5,
     "privacy.noise": 1.0,
@@ -94,7 +95,7 @@ def without(site: Site, patient: int) -> Site:
 def session_of(study: Study, site: Site, learner: Fomaml | None = None) -> Session:
     """Return a session on a site in memory, with a learner of the test's own or the study's."""
     network = build(study.model, classes=study.episodes.ways, seed=0, dtype=torch.float32)
-    engine: Any = Engine(learner or make_learner(study.algorithm), network)  # type: ignore[arg-type]
+    engine: Any = Engine(learner or make_learner(study.algorithm), network)
     theta = engine.learner.theta(network)
     return Session(study, site, engine, theta, engine, theta)
 
@@ -119,7 +120,7 @@ class Hashed(Fomaml):
         length = generator.choice([0.01, 1.0, 100.0, 1e30, np.nan])
         size = sum(t.numel() for t in theta.values())
         # Few directions, so that vectors are often opposite.
-        vector = generator.choice([-1.0, 1.0]) * np.eye(1, size, generator.integers(2))[0] * length
+        vector = generator.choice([-1.0, 1.0]) * np.eye(1, size, int(generator.integers(2)))[0] * length
         return _result(theta, torch.from_numpy(vector))
 
 
