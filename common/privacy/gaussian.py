@@ -4,14 +4,12 @@ A sum that one patient moves by at most D, plus Gaussian noise of standard devia
 root of the sum of the squares: they are one mechanism with that mu.
 """
 
+from collections.abc import Callable
 from math import exp, inf
 
-from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
 
 __all__ = ["delta_of", "epsilon_of", "mu_of"]
-
-_PRECISION = 1e-12
 
 
 def delta_of(epsilon: float, mu: float) -> float:
@@ -35,7 +33,7 @@ def epsilon_of(delta: float, mu: float) -> float:
     high = 1.0
     while delta_of(high, mu) > delta:
         high *= 2
-    return float(brentq(lambda epsilon: delta_of(epsilon, mu) - delta, 0.0, high, xtol=_PRECISION))
+    return _turn(lambda epsilon: delta_of(epsilon, mu) > delta, 0.0, high)[1]
 
 
 def mu_of(epsilon: float, delta: float) -> float:
@@ -43,4 +41,11 @@ def mu_of(epsilon: float, delta: float) -> float:
     high = 1.0
     while delta_of(epsilon, high) < delta:
         high *= 2
-    return float(brentq(lambda mu: delta_of(epsilon, mu) - delta, 1e-9, high, xtol=_PRECISION))
+    return _turn(lambda mu: delta_of(epsilon, mu) <= delta, 0.0, high)[0]
+
+
+def _turn(holds: Callable[[float], bool], low: float, high: float) -> tuple[float, float]:
+    """Return the neighbouring numbers between which something stops to hold."""
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low, high
