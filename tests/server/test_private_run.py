@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -27,13 +28,17 @@ PRIVATE: dict[str, bool | int | float | str] = {
 
 @pytest.fixture
 def hospitals() -> Iterator[list[Site]]:
+    """The prepared hospitals, nothing spent."""
     sites = prepared(tiny_study(PRIVATE))
+    ledgers = [site.folder / "ledger.sqlite" for site in sites]
+    for ledger in ledgers:
+        ledger.unlink(missing_ok=True)
     yield sites
-    for site in sites:
-        (site.folder / "ledger.sqlite").unlink(missing_ok=True)
+    for ledger in ledgers:
+        ledger.unlink(missing_ok=True)
 
 
-def history(study: Study, capsys: pytest.CaptureFixture[str]) -> tuple[list[dict[str, object]], str]:
+def history(study: Study, capsys: pytest.CaptureFixture[str]) -> tuple[list[dict[str, Any]], str]:
     run_id, _ = run_in_process(study)
     lines = (run_folder(run_id) / "history.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], capsys.readouterr().out
@@ -59,7 +64,7 @@ def test_a_site_without_budget_is_named_and_the_others_go_on(
     lines, _ = history(tiny_study({**PRIVATE, "study.seed": 1, "sites.rest-after": 100}), capsys)
     assert len(lines) == 3
     for line in lines:
-        (out,) = line["out"]  # type: ignore[misc]
+        (out,) = line["out"]
         assert (out["site"], out["code"]) == ("hospital-0", BudgetError.code)
         assert out["reason"].startswith("the privacy budget of a site's patients does not allow")
 
