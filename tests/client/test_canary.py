@@ -38,8 +38,8 @@ CANARY = 17
 ERROR = 1e-5
 
 
-def audit(folder: Path, trials: int, patch: Patch) -> tuple[Study, float, float]:
-    """Return the study, and the mu that is proven of one round and of two together."""
+def audit(folder: Path, trials: int, patch: Patch, *, pairs: bool = True) -> tuple[Study, float, float]:
+    """Return the study, and the mu that is proven of one round and, where ``pairs`` are looked at, of two together."""
     study = private_study({"study.rounds": 2 * trials, "episodes.per-round": 4})
     assert study.privacy.guaranteed
     learner = Recogniser()
@@ -50,7 +50,7 @@ def audit(folder: Path, trials: int, patch: Patch) -> tuple[Study, float, float]
     assert theta is not None
     parts, clip = study.episodes.per_round, study.privacy.clip
     scores: dict[bool, list[float]] = {True: [], False: []}
-    for number in range(1, 2 * trials + 1):
+    for number in range(1, 2 * trials + 1, 1 if pairs else 2):
         learner.known.clear()
         asked = replace(instruction, round=number)
         for canary in (True, False):  # the world with the canary first: the learner remembers its bins
@@ -60,10 +60,11 @@ def audit(folder: Path, trials: int, patch: Patch) -> tuple[Study, float, float]
             vector = check_reply(content, asked, size=theta.size, dtype="float32").vector
             assert vector is not None
             scores[canary].append(float(vector.sum(dtype=np.float64)) * parts / (sqrt(theta.size) * clip))
-    loud, calm = (np.array(scores[canary]).reshape(-1, 2) for canary in (True, False))
+    loud, calm = (np.array(scores[canary]).reshape(trials, -1) for canary in (True, False))
     one = mu_at_least(calm[:, 0].tolist(), loud[:, 0].tolist(), ERROR)
-    two = mu_at_least((calm[:, 0] - calm[:, 1]).tolist(), (loud[:, 0] - loud[:, 1]).tolist(), ERROR)
-    return study, one, two
+    if not pairs:
+        return study, one, 0.0
+    return study, one, mu_at_least((calm[:, 0] - calm[:, 1]).tolist(), (loud[:, 0] - loud[:, 1]).tolist(), ERROR)
 
 
 def found_out(study: Study, one: float, two: float) -> bool:
@@ -134,4 +135,4 @@ def test_a_wrong_client_is_found_out(
     tmp_path: Path, monkeypatch: Patch, mistake: Callable[[Patch], None], trials: int
 ) -> None:
     mistake(monkeypatch)
-    assert found_out(*audit(tmp_path, trials, monkeypatch))
+    assert found_out(*audit(tmp_path, trials, monkeypatch, pairs=mistake is noise_reused))
