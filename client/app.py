@@ -6,15 +6,14 @@ from contextlib import suppress
 from functools import wraps
 from secrets import token_hex
 
-import numpy as np
 import torch
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.data.episodes import draw
 from client.evaluation import evaluate
+from client.release import note_unprotected, release
 from client.session import Session, open_session
-from common.contract import TRAIN, Instruction, Vector, check_instruction, pack_reply, theta_digest
+from common.contract import TRAIN, Instruction, check_instruction, pack_reply, theta_digest
 from common.errors import ContractError, WardroundError
 from common.meta import flatten, unflatten
 from common.models.network import Theta
@@ -74,14 +73,11 @@ def join(message: Message, session: Session) -> Message:
 def train(message: Message, session: Session) -> Message:
     """Return one meta-gradient over freshly drawn episodes."""
     instruction, theta = read(message, session)
-    spec, pool = session.study.episodes.in_training, session.training_pool()
     if session.held_out:
         raise ContractError("this site is held out in the study: it never trains")
-    generator = session.site.generator("train", session.study.digest, instruction.round)
-    episodes = draw(session.site, pool, spec, spec.per_round, generator, augment=True)
-    result = session.engine.meta_gradient(theta, episodes)
-    vector: Vector = np.asarray(result.gradient)
-    scalars = {"loss": float(result.loss), "accuracy": float(result.accuracy)}
+    if not 1 <= instruction.round <= session.study.study.rounds:
+        raise ContractError(f"the study has {session.study.study.rounds} rounds, and this is not one of them")
+    vector, scalars = release(session, theta, instruction)
     if session.study.privacy.figures == "withheld":
         scalars = dict.fromkeys(TRAIN, -1.0)
     return Message(pack_reply(instruction, scalars, vector), reply_to=message)
@@ -94,4 +90,5 @@ def evaluate_theta(message: Message, session: Session) -> Message:
     instruction, theta = read(message, session)
     if session.study.privacy.figures == "withheld":
         raise ContractError("privacy.figures is 'withheld' in the study: no site evaluates")
+    note_unprotected(session.site.folder, session.study.digest)
     return Message(pack_reply(instruction, evaluate(session, theta, instruction)), reply_to=message)

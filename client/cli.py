@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from client.adapt import cli as adapting
+from client.budget import budget
 from client.checking import cli as checking
 from client.data.cache import caches, evict, verify
 from client.data.catalogue import Split, open_catalogue
@@ -57,6 +58,7 @@ app.command(epilog="Example: wardround-site pull https://pacs/dicom-web --into i
 app.command(epilog="Example: wardround-site receive --into intake --aet WARDROUND --port 11112 --allow PACS1")(
     pacs.receive
 )
+app.command("budget", epilog="Example: wardround-site budget --epsilon 3 --delta 1e-5")(budget)
 app.command(epilog="Example: wardround-site adapt --model run --task mel,nv --out skin-model")(adapting.adapt)
 app.command(epilog="Example: wardround-site predict /data/new --model skin-model --out predictions.csv")(
     adapting.predict

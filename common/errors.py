@@ -4,6 +4,7 @@ from typing import ClassVar
 
 __all__ = [
     "AuditError",
+    "BudgetError",
     "ContractError",
     "DataError",
     "DeviceError",
@@ -147,6 +148,12 @@ class EgressError(WardroundError):
     def __init__(self, text: str, why: str) -> None:
         super().__init__(text)
         self.why = why
+
+
+class BudgetError(WardroundError):
+    """The privacy budget of a site's patients does not allow what a study asks for."""
+
+    code = 114
 
 
 def explain(code: int) -> str:

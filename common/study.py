@@ -280,14 +280,47 @@ class Aggregation(_Group):
 
 
 class Privacy(_Group):
-    """The privacy mechanism; ``none`` gives no formal guarantee, and every report says so.
+    """The privacy mechanism, per patient; ``none`` gives no formal guarantee, and every report says so.
+
+    With ``episode-clip``, a patient is in a round with probability ``sampling`` and in one of its
+    ``episodes.per-round`` episodes; every episode's meta-gradient is clipped to a norm of ``clip``, and their sum gets
+    normal noise of ``noise`` times what one patient can move it by. What that costs a patient is counted at ``delta``.
 
     Losses and accuracies are outside of it: with ``figures`` ``withheld`` no site sends any, and nobody is asked to
-    evaluate.
+    evaluate. ``research`` lets them be sent, and draws the noise from the sites' keys, so that a run can be repeated:
+    both void the guarantee, and every report says so.
     """
 
-    mechanism: Literal["none"] = "none"
+    mechanism: Literal["none", "episode-clip"] = "none"
+    clip: NonNegative = 0.0
+    noise: NonNegative = 0.0
+    sampling: Annotated[float, Field(ge=0, le=1)] = 0.0
+    delta: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    research: bool = False
     figures: Literal["sent", "withheld"] = "sent"
+
+    @property
+    def guaranteed(self) -> bool:
+        """Whether a guarantee holds for the patients of the sites."""
+        return self.mechanism != "none" and not self.research
+
+    @model_validator(mode="after")
+    def _fits_the_mechanism(self) -> "Privacy":
+        numbers = ("clip", "noise", "sampling", "delta")
+        if self.mechanism == "none":
+            for name in (*numbers, "research"):
+                if getattr(self, name):
+                    raise ValueError(f"privacy.{name} belongs to a mechanism: set privacy.mechanism, or leave it out")
+            return self
+        for name in numbers:
+            if not getattr(self, name):
+                raise ValueError(f"{self.mechanism} needs privacy.{name}, above 0: see docs/privacy.md")
+        if self.figures == "sent" and not self.research:
+            raise ValueError(
+                f"privacy.figures are outside of {self.mechanism}: set 'withheld', or privacy.research = true, "
+                "which voids the guarantee"
+            )
+        return self
 
 
 class Wire(_Group):

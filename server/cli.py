@@ -8,6 +8,7 @@ import typer
 
 from common.console import plain_errors
 from common.errors import StudyError
+from common.privacy.statement import guarantee
 from common.signing import (
     generate_key,
     load_private_key,
@@ -18,6 +19,7 @@ from common.signing import (
     verify,
 )
 from common.study import Study
+from server import plan
 from server.consortium import cli as consortium
 from server.export import Format, export_run
 from server.files import write_atomic
@@ -81,16 +83,39 @@ def check(file: File, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps({"digest": study.digest, "study": study.run_config()}, indent=1))
         return
-    plan, episodes = study.study, study.episodes
+    about, episodes = study.study, study.episodes
     more = f", {episodes.train_ways} ways in training" if episodes.train_ways else ""
-    print(f"{plan.id}: {plan.title}")
+    print(f"{about.id}: {about.title}")
     print(f"  digest     {study.digest}")
-    print(f"  algorithm  {study.algorithm.name} on {study.model.name}, {plan.rounds} rounds")
+    print(f"  algorithm  {study.algorithm.name} on {study.model.name}, {about.rounds} rounds")
     print(f"  episodes   {episodes.labels} labels, {episodes.ways} ways, {episodes.shots} shots{more}")
     print(f"  classes    {episodes.classes}")
     print(f"  new        {episodes.held_out or '-'}")
     print(f"  sites      quorum {study.sites.quorum}, never train: {study.sites.held_out or '-'}")
-    print("  privacy    no formal guarantee (privacy.mechanism = 'none')")
+    print(f"  privacy    {guarantee(study)}")
+
+
+@app.command("plan", epilog="Example: wardround-study plan study.toml --epsilon 3 --patients 400")
+@plain_errors
+def plan_command(
+    file: File,
+    wanted: Annotated[
+        list[float] | None,
+        typer.Option("--epsilon", min=1e-3, help="Say which noise this needs (repeatable).", show_default="1, 3, 8"),
+    ] = None,
+    patients: Annotated[
+        int | None, typer.Option(min=1, help="Training patients of a site: how full episodes will be.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a study will cost its patients, and what its noise leaves of the signal, before anything runs."""
+    study = read_study(file)
+    facts = plan.facts_of(study, wanted or (1.0, 3.0, 8.0), patients)
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    for line in plan.in_words(study, facts):
+        print(line)
 
 
 @app.command(epilog="Example: wardround-study resume 7141206735270432915 --superlink consortium")

@@ -14,6 +14,7 @@ from common.errors import ContractError, RoundError
 from common.meta import flatten, head_size, make_learner, unflatten
 from common.meta.local_only import LocalOnly
 from common.models import build
+from common.privacy.statement import guarantee
 from common.study import Study
 from server.aggregation import Aggregator, explain_need, sites_needed
 from server.checkpoint import Checkpoint, latest, store
@@ -111,7 +112,7 @@ class _Run:
             f"{len(names)} sites train, {never} held out, theta has {self.outer.theta.size} numbers"
             + (f"; resumed after round {self.round}" if resume else "")
         )
-        self.say("privacy: no formal guarantee (privacy.mechanism = 'none')")
+        self.say(f"privacy: {guarantee(study)}")
         if not checkpoint:
             self._checkpoint()
         with closing(open_trackers(track, self.record.folder, study, self.say)) as self.trackers:

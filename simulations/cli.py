@@ -22,6 +22,7 @@ from rich.progress import (
 from client.data.store import Site
 from common.console import plain_errors
 from common.errors import StudyError
+from common.privacy.statement import guarantee
 from common.study import Study
 from server.cli import read_study
 from server.record import run_folder
@@ -238,5 +239,5 @@ def _show(study: Study, result: dict[str, Any], folder: Path, *, as_json: bool) 
     else:
         Console().print(summary(study, result["evaluations"][-1]["sites"]))
         print(f"Every reply held {sent} numbers, a loss and an accuracy, and nothing else.")
-    print("Privacy: no formal guarantee (privacy.mechanism = 'none').")
+    print(f"Privacy: {guarantee(study)}.")
     print(f"theta.safetensors, result.json, history.jsonl: {folder}")

@@ -120,8 +120,7 @@ def header_of(dataset: Dataset) -> Header:
     notes = {
         "identity-removed": removed,
         "burned-in": burned_in == "YES",
-        "burned-in-unknown": not burned_in
-        and (modality in _WITH_TEXT or dataset.get("SOPClassUID") in _CAPTURES),
+        "burned-in-unknown": not burned_in and (modality in _WITH_TEXT or dataset.get("SOPClassUID") in _CAPTURES),
         "face": _code(dataset, "RecognizableVisualFeatures") == "YES"
         or (modality in {"CT", "MR"} and not _HEAD.isdisjoint({body_part, *re.split("[ _]", body_part)})),
     }

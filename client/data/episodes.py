@@ -64,7 +64,14 @@ class Pool:
     images: tuple[ByPatient, ...]
 
 
-def make_pool(site: Site, classes: Sequence[str], first: int, splits: Sequence[str]) -> Pool:
+def make_pool(
+    site: Site,
+    classes: Sequence[str],
+    first: int,
+    splits: Sequence[str],
+    *,
+    among: NDArray[np.bool_] | None = None,
+) -> Pool:
     """Collect the images of some classes.
 
     Parameters
@@ -75,8 +82,12 @@ def make_pool(site: Site, classes: Sequence[str], first: int, splits: Sequence[s
         Place of ``classes[0]`` in the study's class list.
     splits : sequence of str
         Some of `SPLITS`: the sides whose patients are on offer.
+    among : ndarray, optional
+        ``[P]``: which patients are on offer at all.
     """
     usable = site.on_side(splits)
+    if among is not None:
+        usable = usable & among[site.patients]
     kept, images = [], []
     for place, name in enumerate(classes, first):
         if name not in site.label_names:

@@ -41,6 +41,8 @@ class Site:
         ``[N]`` number of the patient within this site.
     split : ndarray
         ``[N]`` index into `SPLITS`: the side of the image's patient.
+    keys : tuple of bytes
+        ``[P]``, each patient's keyed hash, ascending: unlike the number it is the same whoever else is there.
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class Site:
     label_names: tuple[str, ...]
     patients: NDArray[np.int64]
     split: NDArray[np.int8]
+    keys: tuple[bytes, ...]
 
     @cached_property
     def _key(self) -> bytes:
@@ -74,6 +77,10 @@ class Site:
         """
         seed = keyed(self._key, "generator", canonical_json(purpose))
         return np.random.Generator(np.random.Philox(key=int.from_bytes(seed, "big")))
+
+    def coin(self, patient: int, *purpose: object) -> bytes:
+        """Return 16 bytes that are a patient's own for one purpose: they say nothing of who else is there."""
+        return keyed(self._key, "coin", self.keys[patient] + canonical_json(purpose))
 
 
 def open_site(folder: Path, recipe: Recipe) -> Site:
@@ -110,7 +117,7 @@ def open_site(folder: Path, recipe: Recipe) -> Site:
         name, number = catalogue.setting("name"), int(catalogue.setting("number"))
     slots, labels, patients, split = zip(*rows, strict=True)
     label_names, label = np.unique(labels, return_inverse=True)
-    _, patient = np.unique([p.hex() for p in patients], return_inverse=True)
+    hashes, patient = np.unique([p.hex() for p in patients], return_inverse=True)
     return Site(
         folder,
         number,
@@ -121,4 +128,5 @@ def open_site(folder: Path, recipe: Recipe) -> Site:
         tuple(map(str, label_names)),
         patient,
         np.array([SPLITS.index(side) for side in split], np.int8),
+        tuple(bytes.fromhex(one) for one in hashes),
     )

@@ -4,6 +4,7 @@ from typing import Any
 
 from common.meta.fedavg import FedAvg, FedProx
 from common.pixels import CENTRE, SPREAD
+from common.privacy.statement import guarantee
 from server.export.source import Source
 
 __all__ = ["facts_of", "readme"]
@@ -20,7 +21,7 @@ def facts_of(source: Source) -> dict[str, Any]:
         "theta": source.digest,
         "algorithm": algorithm,
         "network": model.name,
-        "privacy": study.privacy.mechanism,
+        "privacy": guarantee(study),
         "needs_adaptation": algorithm not in {FedAvg.name, FedProx.name},
         "classes": list(episodes.class_names) if named and source.has_head else [],
         "depends_on_batch": bool(source.network.body.mixes_rows),
@@ -44,7 +45,6 @@ def readme(facts: dict[str, Any], use: str) -> str:
     given, study = facts["input"], facts["study"]
     shape = " x ".join(map(str, given["shape"][1:]))
     window = "the window of the file's header" if given["window"] == "header" else f"the window `{given['window']}`"
-    guarantee = "no formal guarantee" if facts["privacy"] == "none" else f"`{facts['privacy']}`, see the study"
     parts = [
         f"# {study['title'] or study['id']}",
         f"Theta of the study `{study['id']}`, as wardround's {facts['algorithm']} left it on `{facts['network']}`.",
@@ -61,8 +61,8 @@ def readme(facts: dict[str, Any], use: str) -> str:
         use,
         "Networks compute in float32, whatever the study trained in. Each file was loaded again after it was written "
         "and gave the outputs of wardround's own network.",
-        f"Privacy: {guarantee}. The licence of theta is for the study's sites to give; wardround grants none. Not for "
-        "diagnosis.",
+        f"Privacy: {facts['privacy']}. The licence of theta is for the study's sites to give; wardround grants none. "
+        "Not for diagnosis.",
     ]
     return "\n\n".join(parts) + "\n"
 

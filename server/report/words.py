@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from textwrap import shorten
 
+from common.privacy.statement import guarantee
 from server.report.facts import Estimate, Evaluation, Facts
 from server.units import size
 
@@ -101,10 +102,13 @@ def verdict(facts: Facts) -> Iterator[str]:
     if asked:
         share = f"{lost:,} did not count ({100 * lost / asked:.1f} %)" if lost else "all counted"
         yield f"Of {asked:,} replies that its rounds asked for, {share}."
-    yield (
-        "Brackets hold 95 % intervals. " * bool(final and final.figures)
-        + "The run gives no formal guarantee of privacy."
-    )
+    yield ("Brackets hold 95 % intervals. " * bool(final and final.figures) + _promise(facts))
+
+
+def _promise(facts: Facts) -> str:
+    if facts.study.privacy.guaranteed:
+        return f"The study's guarantee: {guarantee(facts.study)}."
+    return "The run gives no formal guarantee of privacy."
 
 
 def _how_it_ended(facts: Facts) -> str:
@@ -215,10 +219,17 @@ def privacy(facts: Facts) -> Iterator[str]:
     """Return what left the sites, and what that means."""
     numbers = facts.result.get("numbers_up_per_reply")
     vector = f"one vector of {numbers:,} numbers" if isinstance(numbers, int) else "one vector of theta's size"
-    yield (
-        "No formal guarantee of privacy (privacy.mechanism = 'none'). Meta-gradients can reveal who was among the "
-        "data and, in part, what the images show; that only gradients leave a site is not privacy."
-    )
+    if facts.study.privacy.guaranteed:
+        yield (
+            f"What the study guarantees, if the sites' programs are these: {guarantee(facts.study)}. It covers one "
+            "site; someone who is a patient at several pays at each, and other studies at the same site add to it."
+        )
+    else:
+        reason = guarantee(facts.study).partition(" (")[2].removesuffix(")")
+        yield (
+            f"No formal guarantee of privacy ({reason}). Meta-gradients can reveal who was among the "
+            "data and, in part, what the images show; that only gradients leave a site is not privacy."
+        )
     figures = "no figure" if facts.study.privacy.figures == "withheld" else "its query loss and query accuracy"
     yield (
         f"What a site sent in a round: {vector} (the meta-gradient), {figures}, and a token that binds the reply to "

@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client import app as client_app
 from client import evaluation
+from client import release as client_release
 from client import session as client_session
 from client.app import app
 from client.data.episodes import draw
@@ -105,7 +106,7 @@ def test_training_episodes_may_have_more_ways_than_test_episodes(
         drawn.append(draw(*args, **kwargs))
         return drawn[-1]
 
-    monkeypatch.setattr(client_app, "draw", spy)
+    monkeypatch.setattr(client_release, "draw", spy)
     monkeypatch.setattr(evaluation, "draw", spy)
     changed = study.override({"episodes.ways": 2, "episodes.train-ways": 3})
     for kind in ("train", "evaluate"):
@@ -188,7 +189,7 @@ def test_a_study_that_withholds_figures_is_joined_and_never_evaluated(
 def test_the_text_of_an_exception_stays_at_the_site(
     study: Study, sites: list[Site], log: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
 ) -> None:
-    module = client_app if kind == "train" else __import__("client.evaluation", fromlist=["draw"])
+    module: Any = client_release if kind == "train" else __import__("client.evaluation", fromlist=["draw"])
     monkeypatch.setattr(module, "draw", failing(error))
     reply = ask(study, 0, *instruct(study, kind))
     number = incident(reply)
@@ -223,7 +224,7 @@ def test_a_log_that_cannot_be_written_changes_nothing(
 ) -> None:
     # Flower sends the text of whatever the ClientApp raises, here the site's path.
     log.mkdir()
-    monkeypatch.setattr(client_app, "draw", failing(ValueError(PATIENT)))
+    monkeypatch.setattr(client_release, "draw", failing(ValueError(PATIENT)))
     try:
         incident(ask(study, 0, *instruct(study, "train")))
     finally:

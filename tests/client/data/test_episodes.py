@@ -26,7 +26,8 @@ def make_site(patients: list[int], labels: list[int], is_test: list[bool] | None
     present = sorted({NAMES[label] for label in labels})
     index = np.array([present.index(NAMES[label]) for label in labels])
     split = 2 * np.array(is_test if is_test is not None else [False] * len(labels), np.int8)
-    return Site(Path("nowhere"), 0, "hospital-0", pixels, slots, index, tuple(present), np.array(patients), split)
+    keys = tuple(bytes([patient]) * 16 for patient in range(max(patients) + 1))
+    return Site(Path("nowhere"), 0, "hospital-0", pixels, slots, index, tuple(present), np.array(patients), split, keys)
 
 
 @st.composite
@@ -53,6 +54,18 @@ def specs(draw: st.DrawFn) -> Spec:
         shots=draw(st.integers(1, 4)),
         queries=draw(st.integers(1, 4)),
     )
+
+
+@given(sites(), st.data())
+def test_a_pool_among_some_patients_is_that_of_a_site_without_the_others(site: Site, data: st.DataObject) -> None:
+    among = np.array([data.draw(st.booleans()) for _ in site.keys])
+    keep = among[site.patients]
+    fewer = Site(**{**vars(site), **{k: vars(site)[k][keep] for k in ("slots", "labels", "patients", "split")}})
+    one, other = make_pool(site, NAMES, 0, ("train",), among=among), make_pool(fewer, NAMES, 0, ("train",))
+    assert one.classes == other.classes
+    for ours, theirs in zip(one.images, other.images, strict=True):
+        assert np.array_equal(ours.patients, theirs.patients)
+        assert np.array_equal(site.slots[ours.slots], fewer.slots[theirs.slots])
 
 
 def rng(seed: int = 0) -> np.random.Generator:

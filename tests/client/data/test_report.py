@@ -60,7 +60,7 @@ def support_patients(count: int, shots: int) -> int:
     who = np.arange(2 * count)
     site = Site(
         Path(), 0, "", np.broadcast_to(who.astype(np.uint8)[:, None, None, None], (2 * count, 1, 8, 8)),
-        who, who // count, ("a", "b"), who, np.zeros(2 * count, np.int8),
+        who, who // count, ("a", "b"), who, np.zeros(2 * count, np.int8), tuple(bytes([w]) * 16 for w in who),
     )  # fmt: skip
     spec = study.Episodes(labels="fixed", classes="a,b", held_out="", shots=shots, queries=1)
     support = draw(site, make_pool(site, ("a", "b"), 0, ("train",)), spec, 5, np.random.default_rng(0)).support

@@ -5,6 +5,7 @@ import re
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -210,6 +211,17 @@ def test_withheld_figures_are_said_and_nothing_is_drawn_of_them(tmp_path: Path) 
     assert "How it learned" not in page.text
     assert "What theta is worth" not in page.text
     assert "no figure" in card
+
+
+@pytest.mark.parametrize("research", [False, True])
+def test_a_private_study_says_what_it_guarantees(tmp_path: Path, research: bool) -> None:
+    plan = {"mechanism": "episode-clip", "clip": 1.0, "noise": 8.0, "sampling": 1.0, "delta": 1e-5}
+    changes: dict[str, Any] = {f"privacy__{key}": value for key, value in plan.items()}
+    changes |= {"privacy__figures": "withheld", "privacy__research": research}
+    page, card = read(write_run(tmp_path / "7", rounds=9, **changes))
+    for text in (page.text, card):
+        assert ("epsilon 1.45 at delta 1e-05" in text) != research
+        assert ("no formal guarantee of privacy" in text.lower()) == research
 
 
 def test_failures_stand_with_their_reason(tmp_path: Path) -> None:

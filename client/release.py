@@ -1,0 +1,61 @@
+"""What a site sends for a round: by the study's mechanism, and in the site's ledger."""
+
+from pathlib import Path
+
+import numpy as np
+
+from client.data.episodes import draw
+from client.ledger import Question, open_ledger
+from client.privacy import private_gradient
+from client.session import Session
+from common.contract import TRAIN, Instruction, Vector
+from common.models.network import Theta
+from common.privacy.statement import rounds_of
+
+__all__ = ["note_unprotected", "release"]
+
+
+def release(session: Session, theta: Theta, instruction: Instruction) -> tuple[Vector, dict[str, float]]:
+    """Return a round's meta-gradient ``[D]`` and its scalars.
+
+    Raises
+    ------
+    BudgetError
+        The patients' budget does not allow it.
+    StorageError
+        The ledger cannot be written.
+    """
+    study, number = session.study, instruction.round
+    if not study.privacy.guaranteed:
+        note_unprotected(session.site.folder, study.digest)
+        gradient = _plain_gradient if study.privacy.mechanism == "none" else private_gradient
+        return gradient(session, theta, number)
+    question = Question(study.digest, number, instruction.theta, rounds_of(study))
+
+    def make() -> bytes:
+        return private_gradient(session, theta, number)[0].tobytes()
+
+    with open_ledger(session.site.folder) as ledger:
+        sent = ledger.once(question, make)
+    return np.frombuffer(sent, study.wire.dtype), dict.fromkeys(TRAIN, -1.0)
+
+
+def note_unprotected(site: Path, study: str) -> None:
+    """Write down that a study takes from a site without a guarantee.
+
+    Raises
+    ------
+    BudgetError
+        The site has a budget.
+    """
+    with open_ledger(site) as ledger:
+        ledger.unprotected(study)
+
+
+def _plain_gradient(session: Session, theta: Theta, number: int) -> tuple[Vector, dict[str, float]]:
+    """Return a round's mean meta-gradient, query loss and query accuracy, as they are."""
+    spec, pool = session.study.episodes.in_training, session.training_pool()
+    generator = session.site.generator("train", session.study.digest, number)
+    episodes = draw(session.site, pool, spec, spec.per_round, generator, augment=True)
+    result = session.engine.meta_gradient(theta, episodes)
+    return np.asarray(result.gradient), {"loss": float(result.loss), "accuracy": float(result.accuracy)}
