@@ -34,7 +34,7 @@ demo: $(READY)
 	@$(BIN)/wardround-lab demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check

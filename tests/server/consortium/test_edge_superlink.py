@@ -4,7 +4,6 @@ import os
 import signal
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client.membership import Joined, joined, reach
 from common.consortium.keys import load_node_private, openssh_public
+from common.environment import flower_environment, tool
 from server.consortium.edge import Edge, write_edge
 from tests.server.consortium.founded import NOW, new_world
 from tests.server.consortium.test_edge import free_port, needs_nginx, nginx
@@ -29,7 +29,7 @@ from tests.server.consortium.test_edge import free_port, needs_nginx, nginx
 def superlink(folder: Path, port: int, environment: dict[str, str]) -> Iterator[None]:
     """Run flower-superlink with the keys that `wardround-study edge` wrote."""
     command = [
-        *(str(Path(sys.executable).with_name("flower-superlink")), "--host", "127.0.0.1", "--port", str(port)),
+        *(tool("flower-superlink"), "--host", "127.0.0.1", "--port", str(port)),
         *("--ssl-ca-certfile", str(folder / "authority.pem"), "--ssl-certfile", str(folder / "superlink.pem")),
         *("--ssl-keyfile", str(folder / "superlink.key"), "--enable-supernode-auth"),
         "--disable-runtime-dependency-installation",
@@ -66,7 +66,7 @@ def test_an_enrolled_site_is_a_node_of_the_superlink_and_another_is_not(tmp_path
         f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{edge.superlink}"\n'
         f'root-certificates = "{edge.folder / "authority.pem"}"\n'
     )
-    environment = os.environ | {"FLWR_HOME": str(flower), "HOME": str(tmp_path)}
+    environment = flower_environment(FLWR_HOME=str(flower), HOME=str(tmp_path))
     one, two = (joined(world.sites[name], NOW) for name in ("st-mary", "uni-2"))
     (tmp_path / "st-mary.pub").write_bytes(openssh_public(one.member.node))
 
@@ -78,7 +78,7 @@ def test_an_enrolled_site_is_a_node_of_the_superlink_and_another_is_not(tmp_path
                     break
                 time.sleep(0.1)
             assert reach(one).finding.state == "ok", (edge.folder / "superlink.log").read_text()
-            flwr, key = Path(sys.executable).with_name("flwr"), tmp_path / "st-mary.pub"
+            flwr, key = tool("flwr"), tmp_path / "st-mary.pub"
             done = subprocess.run(
                 [str(flwr), "supernode", "register", str(key), "here", "--name", "st-mary"],
                 env=environment, capture_output=True, text=True, timeout=60, check=False,
