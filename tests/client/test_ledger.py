@@ -145,15 +145,14 @@ def site_process(folder: Path, wire: int, number: int) -> None:
     os.write(wire, number.to_bytes(1, "big") + sent)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_killed_at_any_moment_it_has_spent_what_was_sent(tmp_path: Path) -> None:
     """Kill -9, 100 times: no round has two answers, and every answer was paid for."""
     read, wire = os.pipe()
     os.set_blocking(read, False)
     killed, generator = 0, random.Random(3)
     site_process(tmp_path, wire, 1)
-    began = time.monotonic()
-    site_process(tmp_path, wire, 2)
-    usual = min(time.monotonic() - began, 0.03)  # a busy disk takes seconds
+    window = 0.01
     while killed < 100:
         number = killed + generator.randint(1, 4)  # some anew, some again
         child = os.fork()
@@ -161,11 +160,13 @@ def test_killed_at_any_moment_it_has_spent_what_was_sent(tmp_path: Path) -> None
             with suppress(BaseException):
                 site_process(tmp_path, wire, number)
             os._exit(0)
-        time.sleep(generator.uniform(0, 1.5 * usual))
+        time.sleep(generator.uniform(0, window))
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        killed += os.WIFSIGNALED(status)
+        died = os.WIFSIGNALED(status)
+        killed += died
+        window *= 1.05 if died else 0.7  # however fast the disk is, about one in eight comes to its end
     messages = set()
     with suppress(BlockingIOError):
         while message := os.read(read, 9):
@@ -178,7 +179,7 @@ def test_killed_at_any_moment_it_has_spent_what_was_sent(tmp_path: Path) -> None
         assert len(messages) == len(rounds)  # one answer a round, however often it was sent
         assert spent.count >= len(rounds)
         assert epsilon([spent], 1e-5) >= epsilon([Rounds(1.0, 8.0, len(messages))], 1e-5)
-        assert len(rounds) > 2
+        assert len(rounds) > 5
         assert spent.count > len(rounds)  # some died after they had paid
         for number, sent in messages:
             if number > max(rounds) - KEPT:
