@@ -73,7 +73,7 @@ RULES: Mapping[str, Mapping[str, bool | int | float | str]] = {
     "trimmed-mean": {},
     "krum": {},
     "multi-krum": {"aggregation.selected": 3},
-    "centred-clipping": {"aggregation.radius": 0.5, "aggregation.iterations": 10},
+    "centred-clipping": {"aggregation.radius": 0.25, "aggregation.iterations": 10},
 }
 
 
