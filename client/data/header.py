@@ -64,10 +64,13 @@ def plain_dataset(file: BinaryIO) -> Dataset | None:
     if scanned is None or pixels is None:
         return None
     elements = scanned[0]
+    characters = elements.get(BaseTag(_CHARACTERS))
+    try:
+        encoding = default_encoding if characters is None else list(_encodings(characters.value))
+    except ValueError:
+        return None
     elements[pixels.tag] = pixels
     dataset = Dataset(elements)
-    characters = elements.get(BaseTag(_CHARACTERS))
-    encoding = default_encoding if characters is None else list(_encodings(characters.value))
     dataset.set_original_encoding(implicit, True, encoding)
     dataset.file_meta = file_meta
     return dataset

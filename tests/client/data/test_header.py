@@ -62,7 +62,7 @@ def test_plain_files_are_read_as_pydicom_reads_them(files: list[Path]) -> None:
     assert plain(files[2]) is None
 
 
-@pytest.mark.parametrize("change", ["cut", "longer", "no preamble", "sequence", "after the pixels"])
+@pytest.mark.parametrize("change", ["cut", "longer", "no preamble", "characters", "sequence", "after the pixels"])
 def test_what_is_not_plain_is_left_to_pydicom(files: list[Path], tmp_path: Path, change: str) -> None:
     path = tmp_path / "changed.dcm"
     data = files[0].read_bytes()
@@ -70,6 +70,7 @@ def test_what_is_not_plain_is_left_to_pydicom(files: list[Path], tmp_path: Path,
         "cut": data[:-2],
         "longer": data + b"\0\0",
         "no preamble": data.replace(b"DICM", b"MCID", 1),
+        "characters": data.replace(b"ISO_IR", b"\0SO_IR", 1),
         "after the pixels": data + b"\xfc\xff\xfc\xffOB\0\0\2\0\0\0\0\0",
     }
     if change == "sequence":
