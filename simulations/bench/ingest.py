@@ -120,7 +120,7 @@ def throughput(names: Iterable[str], patients: int, rounds: int, workers: int) -
         spawn = multiprocessing.get_context("spawn")
         with _scratch() as folder, ProcessPoolExecutor(workers, mp_context=spawn) as loops:
             scanner = replace(SCANNERS[0], transfer_syntax=syntax)
-            # Four times as many where a file takes a millisecond: starting processes is not what is measured.
+            # Sixteen times as many where a file takes a millisecond: starting processes is not what is measured.
             count = patients if syntax.is_compressed else 16 * patients
             write_hospital(
                 folder, scanner=scanner, lesions=("disc", "ring"), patients_per_lesion=count, seed=0, size=512
