@@ -8,7 +8,16 @@ from pathlib import Path
 from common.consortium.keys import exposed
 from common.errors import MembershipError, StorageError
 
-__all__ = ["read_secret", "write_whole"]
+__all__ = ["flush_folder", "read_secret", "write_whole"]
+
+
+def flush_folder(folder: Path) -> None:
+    """Put a folder's names on the disk, as ``fsync`` on a file does with its bytes."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -30,11 +39,7 @@ def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
             file.flush()
             os.fsync(descriptor)
         os.replace(work, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush_folder(path.parent)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror}; check the disk and its permissions") from None
 

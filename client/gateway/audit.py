@@ -18,6 +18,7 @@ from typing import Annotated, Literal, Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from client.files import flush_folder
 from common.canonical import canonical_json, sha256_hex
 from common.errors import AuditError, SignatureError, StorageError
 from common.signing import public_pem, sign, verify
@@ -163,9 +164,7 @@ class AuditLog:
         except OSError:
             raise AuditError("another process writes this audit log: there can be one gateway only", "busy") from None
         try:
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+            flush_folder(path.parent)
             self._end, last = _tail(self._file)
             torn = os.fstat(self._file).st_size != self._end
             if torn:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from pydicom.uid import UID
 
+from client.files import flush_folder
 from common.errors import DataError
 
 __all__ = ["MAX_BYTES", "Intake", "holds_pixels", "open_intake"]
@@ -74,19 +75,10 @@ class Intake:
                 os.fsync(file.fileno())
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(name, path)
-            _make_durable(path.parent)
+            flush_folder(path.parent)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-
-
-def _make_durable(folder: Path) -> None:
-    """Put a folder's names on the disk, as ``fsync`` on a file does with its bytes."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
