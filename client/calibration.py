@@ -1,11 +1,12 @@
 """From a network's logits to probabilities that mean what they say, and to sets with a coverage that was asked for.
 
 All of it is fitted on logits that cross-validation gave to patients whom the model had not seen. Patients count alike,
-however many images they have.
+however many images they have. Those patients have a mix of classes of their own, often as many of each; probabilities
+can be read for another mix, that of the patients whom the model will see.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Protocol
 
@@ -24,8 +25,10 @@ __all__ = [
     "Temperature",
     "calibrate",
     "conformal_sets",
-    "conformal_threshold",
+    "conformal_thresholds",
+    "for_mix",
     "from_json",
+    "in_mix",
     "patient_weights",
 ]
 
@@ -118,36 +121,42 @@ class Calibration:
         The same, fitted on patients drawn with replacement.
     losses : mapping
         Cross-validated log loss (nats) of ``none``, ``temperature`` and ``isotonic``.
-    threshold, coverage : float
-        Of the conformal sets, and what was asked for.
+    thresholds : tuple of float
+        Of the conformal sets, one a class.
+    coverage : float
+        Asked of the conformal sets.
     patients : int
         How many it was fitted on.
+    odds : tuple of float
+        How many times as frequent each class is among those to be predicted as among those it was fitted on; one a
+        class.
     """
 
     calibrator: Temperature | Isotonic
     refits: tuple[Temperature | Isotonic, ...]
     losses: Mapping[str, float]
-    threshold: float
+    thresholds: tuple[float, ...]
     coverage: float
     patients: int
+    odds: tuple[float, ...]
 
     def probabilities(self, logits: Array) -> Array:
         """Return calibrated probabilities ``[N, C]``."""
-        return self.calibrator(logits)
+        return in_mix(self.calibrator(logits), self.odds)
 
     def intervals(self, logits: Array, level: float = 0.95) -> Array:
         """Return ``[2, N, C]``: between which values a probability lies when other patients calibrate.
 
         It says how sure the calibration is, not how different a model other support patients would give.
         """
-        drawn = np.stack([refit(logits) for refit in self.refits])
+        drawn = np.stack([in_mix(refit(logits), self.odds) for refit in self.refits])
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        best = self.calibrator(logits)
+        best = self.probabilities(logits)
         return np.stack([np.minimum(low, best), np.maximum(high, best)])
 
     def sets(self, logits: Array) -> NDArray[np.bool_]:
         """Return ``[N, C]``: which classes are in an image's conformal set. It may be empty."""
-        return conformal_sets(self.calibrator(logits), self.threshold)
+        return conformal_sets(self.probabilities(logits), self.thresholds)
 
     def json(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
@@ -156,22 +165,26 @@ class Calibration:
             "calibrator": _plain(self.calibrator),
             "refits": [_plain(refit) for refit in self.refits],
             "log_loss": dict(self.losses),
-            "conformal": {"threshold": None if self.threshold == inf else self.threshold, "coverage": self.coverage},
+            "conformal": {
+                "thresholds": [None if threshold == inf else threshold for threshold in self.thresholds],
+                "coverage": self.coverage,
+            },
             "patients": self.patients,
+            "odds": list(self.odds),
         }
 
 
 def from_json(value: Mapping[str, Any]) -> Calibration:
     """Return what `Calibration.json` wrote."""
     kind = _temperature if value["method"] == "temperature" else _isotonic
-    threshold = value["conformal"]["threshold"]
     return Calibration(
         kind(value["calibrator"]),
         tuple(kind(refit) for refit in value["refits"]),
         value["log_loss"],
-        inf if threshold is None else float(threshold),
+        tuple(inf if threshold is None else float(threshold) for threshold in value["conformal"]["thresholds"]),
         float(value["conformal"]["coverage"]),
         int(value["patients"]),
+        tuple(map(float, value["odds"])),
     )
 
 
@@ -218,37 +231,82 @@ def calibrate(
         drawn = weights * generator.multinomial(len(people), np.full(len(people), 1 / len(people)))[index]
         kept = drawn > 0
         drawn_fits.append(best.fit(logits[kept], labels[kept], drawn[kept]))
-    threshold = conformal_threshold(calibrator(logits), labels, patients, coverage)
-    return Calibration(calibrator, tuple(drawn_fits), losses, threshold, coverage, len(people))
+    odds = np.ones(logits.shape[-1])
+    thresholds = conformal_thresholds(calibrator(logits), labels, patients, coverage, odds)
+    return Calibration(calibrator, tuple(drawn_fits), losses, thresholds, coverage, len(people), tuple(odds.tolist()))
 
 
-def conformal_threshold(
-    probabilities: Array, labels: Labels, patients: NDArray[np.integer[Any]], coverage: float
-) -> float:
-    """Return the threshold of `conformal_sets` for a new patient's image; infinite where patients are too few.
+def for_mix(
+    calibration: Calibration,
+    logits: Array,
+    labels: Labels,
+    patients: NDArray[np.integer[Any]],
+    mix: Sequence[float],
+) -> Calibration:
+    """Return a calibration for patients of another mix of classes than those that it was fitted on.
+
+    Parameters
+    ----------
+    logits, labels, patients : ndarray
+        What it was fitted on; every class is there.
+    mix : sequence of float
+        Each class's share of the patients to be predicted.
+    """
+    weights = patient_weights(patients)
+    odds = np.asarray(mix) * weights.sum() / np.bincount(labels, weights, logits.shape[-1])
+    p = in_mix(calibration.calibrator(logits), odds)
+    thresholds = conformal_thresholds(p, labels, patients, calibration.coverage, odds)
+    return replace(calibration, odds=tuple(odds.tolist()), thresholds=thresholds)
+
+
+def in_mix(probabilities: Array, odds: Sequence[float] | Array) -> Array:
+    """Return probabilities ``[..., C]`` for patients among whom each class is so many times as frequent.
+
+    References
+    ----------
+    Saerens, Latinne and Decaestecker, "Adjusting the Outputs of a Classifier to New a Priori Probabilities", 2002,
+    equation 2.4.
+    """
+    mixed = probabilities * np.asarray(odds)
+    return np.asarray(mixed / mixed.sum(-1, keepdims=True))
+
+
+def conformal_thresholds(
+    probabilities: Array,
+    labels: Labels,
+    patients: NDArray[np.integer[Any]],
+    coverage: float,
+    odds: Sequence[float] | Array,
+) -> tuple[float, ...]:
+    """Return the thresholds of `conformal_sets` for a new patient's image; infinite where patients are too few.
 
     The score of an image is one minus its class's probability. Each patient's images share the weight of one patient,
-    and the new patient counts as one whose score is infinite: the coverage is at least the one asked for when patients
-    are exchangeable.
+    times the odds of their class, and the new patient counts as one of the class in question whose score is infinite:
+    the coverage is at least the one asked for when patients of a class are exchangeable, and classes are so many times
+    as frequent among the new ones.
 
     References
     ----------
     Sadinle, Lei and Wasserman, "Least Ambiguous Set-Valued Classifiers With Bounded Error Levels", 2019 (the score);
     Lee, Barber and Willett, "Distribution-free inference with hierarchical data", 2023 (the patients' weights);
-    with one image a patient it is split conformal prediction as in Angelopoulos and Bates, "A Gentle Introduction to
-    Conformal Prediction", 2021, equation 1.
+    Podkopaev and Ramdas, "Distribution-free uncertainty quantification for classification under label shift", 2021
+    (the odds); with one image a patient and odds of one it is split conformal prediction as in Angelopoulos and Bates,
+    "A Gentle Introduction to Conformal Prediction", 2021, equation 1.
     """
     scores = 1 - probabilities[np.arange(len(labels)), labels]
-    weights = patient_weights(patients)
+    weights = patient_weights(patients) * np.asarray(odds)[labels]
     order = np.argsort(scores, kind="stable")
-    mass = np.cumsum(weights[order]) / (weights.sum() + 1)
-    reached = mass >= coverage - 1e-12
-    return float(scores[order][reached.argmax()]) if reached.any() else inf
+    reached = np.cumsum(weights[order])
+    out = []
+    for new in odds:
+        enough = reached >= (coverage - 1e-12) * (weights.sum() + new)
+        out.append(float(scores[order][enough.argmax()]) if enough.any() else inf)
+    return tuple(out)
 
 
-def conformal_sets(probabilities: Array, threshold: float) -> NDArray[np.bool_]:
-    """Return ``[N, C]``: the classes whose probability is at least one minus the threshold."""
-    return np.asarray(1 - probabilities <= threshold)
+def conformal_sets(probabilities: Array, thresholds: Sequence[float]) -> NDArray[np.bool_]:
+    """Return ``[N, C]``: the classes whose probability is at least one minus their threshold."""
+    return np.asarray(1 - probabilities <= np.asarray(thresholds))
 
 
 def patient_weights(patients: NDArray[np.integer[Any]]) -> Array:

@@ -257,7 +257,7 @@ def judge(model: AdaptedModel, images: NDArray[np.uint8]) -> list[dict[str, Any]
 
 def _judged(model: AdaptedModel, values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
     """Return the fields of probabilities, lower and upper bounds ``[3, C]``."""
-    members = 1 - values[0] <= model.calibration.threshold
+    members = 1 - values[0] <= np.asarray(model.calibration.thresholds)
     fields = {
         f"{kind} {name}": round(float(v), 4)
         for row, kind in zip(values, KINDS, strict=True)

@@ -1,5 +1,6 @@
 """Patients into folds, and cross-validation on a support set: which setting, and logits to calibrate on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from client.adapt.images import Labelled
 from client.adapt.methods import Method, Predict, Rows, Setting
-from client.calibration import Calibration, Temperature, calibrate, patient_weights
+from client.calibration import Calibration, Temperature, calibrate, for_mix, patient_weights
 from common.figures import log_loss
 
 __all__ = ["Choice", "balancing", "choose", "deal", "draw_shots", "fewest"]
@@ -26,23 +27,29 @@ class Choice:
         The one of the smallest cross-validated log loss.
     calibration : Calibration or None
         Fitted on the cross-validated logits of that setting; None where a class has one patient.
+    mixed : Calibration or None
+        The same for patients of the mix that was asked for.
     predict : callable
         The method, fitted on the whole support set with that setting: logits.
     """
 
     setting: Setting
     calibration: Calibration | None
+    mixed: Calibration | None
     predict: Predict
-
-    def probabilities_of(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return probabilities ``[n, C]``, calibrated where they could be."""
-        return Temperature(1.0)(logits) if self.calibration is None else self.calibration.probabilities(logits)
 
 
 def choose(
-    method: Method, images: Labelled, support: Rows, coverage: float, generator: np.random.Generator, *, refits: int = 0
+    method: Method,
+    images: Labelled,
+    support: Rows,
+    coverage: float,
+    generator: np.random.Generator,
+    *,
+    mix: Sequence[float] | None = None,
+    refits: int = 0,
 ) -> Choice:
-    """Choose a method's setting on a support set alone, and calibrate it there.
+    """Choose a method's setting on a support set alone, and calibrate it there, also for another mix of classes.
 
     Every class counts alike. The log loss is that after the best temperature: a model that is right and too sure is
     not a bad one, for it is calibrated afterwards.
@@ -51,7 +58,7 @@ def choose(
     if folds < 2:
         setting = method.settings[0]
         (_, predict), *_ = method.fit(images, support, [setting])
-        return Choice(setting, None, predict)
+        return Choice(setting, None, None, predict)
     fold = deal(images, support, folds, generator)
     labels, patients = images.labels[support], images.patients[support]
     logits = {setting: np.empty((len(support), len(images.classes))) for setting in method.settings}
@@ -67,7 +74,9 @@ def choose(
 
     setting = min(method.settings, key=loss)
     (_, predict), *_ = method.fit(images, support, [setting])
-    return Choice(setting, calibrate(logits[setting], labels, patients, coverage, generator, refits=refits), predict)
+    fitted = calibrate(logits[setting], labels, patients, coverage, generator, refits=refits)
+    mixed = None if mix is None else for_mix(fitted, logits[setting], labels, patients, mix)
+    return Choice(setting, fitted, mixed, predict)
 
 
 def balancing(labels: NDArray[np.integer[Any]]) -> NDArray[np.float64]:

@@ -25,7 +25,16 @@ from common.models import build
 from common.models.fixed_norm import fix_statistics, with_fixed_statistics
 from common.models.network import Network, Theta
 
-__all__ = ["Classifier", "Start", "as_it_is", "from_scratch", "start", "steps_of_adam", "steps_of_learner"]
+__all__ = [
+    "Classifier",
+    "Start",
+    "as_it_is",
+    "from_scratch",
+    "learner_begins",
+    "start",
+    "steps_of_adam",
+    "steps_of_learner",
+]
 
 #: Images that go through a network at once.
 _BATCH = 256
@@ -123,6 +132,15 @@ def as_it_is(begin: Start, x: Tensor) -> Classifier:
         for name, p in network.named_parameters()
     }
     return _classifier(network, theta, x)
+
+
+def learner_begins(learner: Learner, begin: Start, support: Batch) -> Start:
+    """Return where a learner begins on a support set, as plain weights: theta, or its body and a head of prototypes."""
+    if not isinstance(learner, InnerLoop):
+        return begin
+    theta: Theta = {name: t.to(support.x) for name, t in begin.theta.items()}
+    weights = _plain(learner.begin(deepcopy(begin.network), theta, support))
+    return replace(begin, theta={name: weights[name].detach() for name, _ in begin.network.named_parameters()})
 
 
 def steps_of_learner(

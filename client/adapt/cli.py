@@ -67,6 +67,13 @@ def adapt(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Adapt on all patients, judge by folds.")] = False,
     coverage: Annotated[float, typer.Option(min=0.5, max=0.99, help="Of the conformal sets.")] = 0.9,
+    prevalence: Annotated[
+        str,
+        typer.Option(
+            help="Each class's share of the patients to be predicted, as in 'mel=0.05,nv=0.95'.",
+            show_default="as many of each as support the model",
+        ),
+    ] = "",
     took_part: Annotated[
         bool,
         typer.Option("--took-part", help="Theta was trained at this site too: judge on its test patients alone."),
@@ -81,6 +88,9 @@ def adapt(
     Images come from the site's catalogue (--task), or from folders with a labels file (--labels labels.csv DIR...).
     Nothing leaves the site, and no network is needed. The report in OUT puts the adapted theta beside training from
     scratch and beside simple features, on patients that none of them saw.
+
+    A support set has as many patients of every class, or the site's labelled ones; patients to come have not. With
+    --prevalence, the model's probabilities, intervals and sets are for patients among whom classes have these shares.
 
     With --outcome and --horizon the label is what became of a patient later, and the labels file has a column `date`,
     the day of an image, in place of `label`. All patients are used, as by --all, in their own mix.
@@ -120,7 +130,8 @@ def adapt(
         key = load_key(place / "site.key")
         seed = keyed(key, "adapt", f"{trained.theta_digest} {shots} {everything}")
         generator = np.random.Generator(np.random.Philox(key=int.from_bytes(seed, "big")))
-        result: Outcome = run(trained, found, Plan(shots, everything, coverage, followed), generator, say)
+        plan = Plan(shots, everything, coverage, followed, _mix(prevalence, found.classes))
+        result: Outcome = run(trained, found, plan, generator, say)
     text = markdown(result.report)
     try:
         out.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -290,6 +301,21 @@ def _columns(rename: list[str] | None) -> dict[str, str]:
             raise DataError("--map takes THEIRS=OURS, as in 'lesion_id=patient'")
         columns[theirs] = ours
     return columns
+
+
+def _mix(text: str, classes: Sequence[str]) -> tuple[float, ...] | None:
+    """Return each class's share."""
+    if not text:
+        return None
+    try:
+        shares = {name.strip(): float(share) for name, share in (pair.split("=") for pair in text.split(","))}
+    except ValueError:
+        raise DataError("--prevalence takes CLASS=SHARE of every class, as in 'mel=0.05,nv=0.95'") from None
+    if sorted(shares) != sorted(classes):
+        raise DataError(f"--prevalence names every class once: {', '.join(classes)}")
+    if not all(share > 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 0.01:
+        raise DataError("the shares of --prevalence are above zero, and their sum is one")
+    return tuple(shares[name] / sum(shares.values()) for name in classes)
 
 
 def _outcomes(path: Path | None, ahead: str | None) -> "Outcomes | None":

@@ -30,7 +30,7 @@ from common.study import Model
 
 __all__ = ["AdaptedModel", "read_adapted", "write_adapted"]
 
-_VERSION = 1
+_VERSION = 2
 _ADAPTED, _THETA, _FAMILIAR = "adapted.", "theta.", "familiar."
 
 

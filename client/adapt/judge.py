@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from client.adapt.choose import balancing, choose, deal
 from client.adapt.images import Labelled
 from client.adapt.methods import Method, Rows, Setting
+from client.calibration import Temperature
 from common.figures import FIGURES, Figure, balanced_accuracy, bootstrap, error_of_perfect, interval
 
 __all__ = ["GAIN", "Estimate", "Judged", "Outcome", "Split", "judge", "k_fold_splits", "one_split", "summary"]
@@ -74,6 +75,8 @@ class Judged:
         By method.
     weights : ndarray
         ``[N]``, of the images.
+    mixed : Judged or None
+        The same for patients of the mix of classes that was asked for: probabilities, sets and weights are others.
     replicates : int
         Bootstrap replicates of an interval.
     """
@@ -82,6 +85,7 @@ class Judged:
     patients: NDArray[np.int64]
     outcomes: Mapping[str, Outcome]
     weights: Array
+    mixed: "Judged | None" = None
     replicates: int = _REPLICATES
 
     def figures(self, method: str, generator: np.random.Generator) -> dict[str, Estimate]:
@@ -146,6 +150,7 @@ def judge(
     generator: np.random.Generator,
     *,
     alike: bool,
+    mix: Sequence[float] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Judged:
     """Adapt every method on every split's support and note what it says of the held-out images.
@@ -158,29 +163,37 @@ def judge(
         Asked of the conformal sets.
     alike : bool
         Whether every class weighs alike in the figures, as in a support set of so many patients each; else every image.
+    mix : sequence of float, optional
+        Each class's share of the patients that the model will see: also judge it there.
     progress : callable
         Called before each fit with the method's name.
     """
     rows = np.unique(np.concatenate([split.held_out for split in splits[0]]))
     place = {int(row): at for at, row in enumerate(rows)}
     shape = (len(splits), len(rows), len(images.classes))
-    outcomes = {}
+    outcomes, mixed = {}, {}
     for name, method in methods.items():
-        probabilities, sets, settings = np.zeros(shape), np.ones(shape, np.bool_), []
+        ours, theirs = ((np.zeros(shape), np.ones(shape, np.bool_)) for _ in range(2))
+        settings = []
         for repeat, folds in enumerate(splits):
             for split in folds:
                 progress(name)
-                choice = choose(method, images, split.support, coverage, generator)
+                choice = choose(method, images, split.support, coverage, generator, mix=mix)
                 at = [place[int(row)] for row in split.held_out]
                 logits = choice.predict(split.held_out)
-                probabilities[repeat, at] = choice.probabilities_of(logits)
-                if choice.calibration is not None:
-                    sets[repeat, at] = choice.calibration.sets(logits)
+                raw = Temperature(1.0)(logits)
+                for (probabilities, sets), calibration in ((ours, choice.calibration), (theirs, choice.mixed)):
+                    probabilities[repeat, at] = raw if calibration is None else calibration.probabilities(logits)
+                    if calibration is not None:
+                        sets[repeat, at] = calibration.sets(logits)
                 settings.append(choice.setting)
-        outcomes[name] = Outcome(probabilities, sets, tuple(settings))
-    labels = images.labels[rows]
-    weights = balancing(labels) if alike else np.ones(len(rows))
-    return Judged(labels, images.patients[rows], outcomes, weights)
+        outcomes[name], mixed[name] = (Outcome(*found, tuple(settings)) for found in (ours, theirs))
+    labels, patients = images.labels[rows], images.patients[rows]
+    weights = balancing(labels)
+    there = None
+    if mix is not None:
+        there = Judged(labels, patients, mixed, weights * np.asarray(mix)[labels] * shape[-1])
+    return Judged(labels, patients, outcomes, weights if alike else np.ones(len(rows)), there)
 
 
 def summary(judged: Judged, generator: np.random.Generator) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from client.adapt.classifier import Classifier, Start, steps_of_adam, steps_of_learner
+from client.adapt.classifier import Classifier, Start, learner_begins, steps_of_adam, steps_of_learner
 from client.adapt.images import Labelled
 from client.data.episodes import network_input
 from common.meta.episodes import Batch
@@ -26,12 +26,13 @@ Rows = NDArray[np.int64]
 #: From rows of the labelled images to logits ``[n, C]``.
 Predict = Callable[[Rows], NDArray[np.float64]]
 
-#: What cross-validation tries besides the study's own settings: rates are multiples of the study's. Adaptation and
-#: training from scratch may take as many steps.
-_STEPS = (3, 10, 30, 60)
+#: What cross-validation tries besides the study's own settings: steps of the learner, at multiples of the study's rate,
+#: and steps of Adam, the same from theta and from scratch. Where a task is unlike those of training, the learner's few
+#: steps do not go far enough.
+_STEPS = (3, 10, 30)
 _FACTORS = (1.0, 3.0, 6.0)
-_SCRATCH_STEPS = (10, 30, 60)
-_SCRATCH_RATES = (0.003, 0.01, 0.03)
+_ADAM_STEPS = (10, 30, 60)
+_ADAM_RATES = (0.003, 0.01, 0.03)
 #: Strength of the simple model: the inverse of its L2 penalty.
 _PENALTIES = (0.1, 0.003, 0.03, 1.0)
 #: Side of the pictures that the simple model sees.
@@ -41,10 +42,11 @@ _SURE = 1e-12
 
 @dataclass(frozen=True)
 class Setting:
-    """What cross-validation chooses: an inner rate (of the simple model: its ``C``) and a number of steps."""
+    """What cross-validation chooses: a rate (of the simple model: its ``C``), a number of steps, and whose they are."""
 
     rate: float
     steps: int
+    adam: bool = False
 
 
 class Method(Protocol):
@@ -65,7 +67,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Adapted:
-    """The study's learner from its theta."""
+    """From the study's theta by the study's learner, or by Adam from where that begins."""
 
     learner: Learner
     start: Start
@@ -76,20 +78,29 @@ class Adapted:
     def settings(self) -> tuple[Setting, ...]:
         own = Setting(self.study.algorithm.test_rate, self.study.algorithm.test_steps)
         if isinstance(self.learner, ProtoNet):
-            return (Setting(own.rate, 0),)
+            return (Setting(own.rate, 0), *_adam_settings())
         rates = (own.rate,) if isinstance(self.learner, MetaSgd) else tuple(own.rate * f for f in _FACTORS)
-        return tuple(dict.fromkeys([own, *(Setting(rate, steps) for rate in rates for steps in _STEPS)]))
+        grid = (Setting(rate, steps) for rate in rates for steps in _STEPS)
+        return tuple(dict.fromkeys([own, *grid, *_adam_settings()]))
 
     def fit(self, images: Labelled, support: Rows, settings: Sequence[Setting]) -> Iterator[tuple[Setting, Predict]]:
         batch = _batch(images, support, self.device, self.start.network)
-        for rate, steps in _by_rate(settings):
-            for done, classifier in steps_of_learner(self.learner, self.start, batch, rate, steps):
-                yield Setting(rate, done), _predict(images, classifier)
+        for adam in (False, True):
+            for rate, steps in _by_rate([setting for setting in settings if setting.adam is adam]):
+                for done, classifier in self._steps(batch, rate, steps, adam=adam):
+                    yield Setting(rate, done, adam), _predict(images, classifier)
 
     def classifier(self, images: Labelled, support: Rows, setting: Setting) -> Classifier:
         """Return the adapted model itself."""
         batch = _batch(images, support, self.device, self.start.network)
-        return next(steps_of_learner(self.learner, self.start, batch, setting.rate, [setting.steps]))[1]
+        return next(self._steps(batch, setting.rate, [setting.steps], adam=setting.adam))[1]
+
+    def _steps(
+        self, batch: Batch, rate: float, steps: Sequence[int], *, adam: bool
+    ) -> Iterator[tuple[int, Classifier]]:
+        if adam:
+            return steps_of_adam(learner_begins(self.learner, self.start, batch), batch, rate, steps)
+        return steps_of_learner(self.learner, self.start, batch, rate, steps)
 
 
 @dataclass(frozen=True)
@@ -120,15 +131,14 @@ class Scratch:
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        own = Setting(self.study.episodes.scratch_rate, self.study.episodes.scratch_steps)
-        grid = (Setting(rate, steps) for rate in _SCRATCH_RATES for steps in _SCRATCH_STEPS)
-        return tuple(dict.fromkeys([own, *grid]))
+        own = Setting(self.study.episodes.scratch_rate, self.study.episodes.scratch_steps, adam=True)
+        return tuple(dict.fromkeys([own, *_adam_settings()]))
 
     def fit(self, images: Labelled, support: Rows, settings: Sequence[Setting]) -> Iterator[tuple[Setting, Predict]]:
         batch = _batch(images, support, self.device, self.start.network)
         for rate, steps in _by_rate(settings):
             for done, classifier in steps_of_adam(self.start, batch, rate, steps):
-                yield Setting(rate, done), _predict(images, classifier)
+                yield Setting(rate, done, adam=True), _predict(images, classifier)
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,10 @@ def simple_features(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     quantiles = torch.quantile(channels, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]), -1).permute(1, 2, 0)
     parts = [small, channels.mean(-1), channels.std(-1), quantiles.flatten(1)]
     return np.asarray(torch.cat(parts, 1).double().numpy())
+
+
+def _adam_settings() -> tuple[Setting, ...]:
+    return tuple(Setting(rate, steps, adam=True) for rate in _ADAM_RATES for steps in _ADAM_STEPS)
 
 
 def _by_rate(settings: Sequence[Setting]) -> list[tuple[float, list[int]]]:

@@ -8,6 +8,9 @@ from common.figures import BINS
 
 __all__ = ["markdown", "verdict"]
 
+#: Figures of probabilities, not of the one class that is most probable: a rare class seldom is.
+_PROPER = ("Brier score", "log loss", "expected calibration error")
+
 
 def verdict(report: Mapping[str, Any]) -> str:
     """Return in one line whether the model may be used."""
@@ -62,7 +65,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"a calibration error of {adapted['calibration error of perfect probabilities']:.3f} too.",
         "",
         f"The model itself: {support['images']} images of {support['patients']} patients, "
-        f"{support['setting']['steps']} steps at rate {support['setting']['rate']:.3g}; "
+        f"{support['setting']['steps']} steps {'of Adam ' if support['setting']['adam'] else ''}at rate "
+        f"{support['setting']['rate']:.3g}; "
         f"calibration by {support['calibration']['method']}.",
         "",
         "## More labels",
@@ -84,6 +88,8 @@ def markdown(report: Mapping[str, Any]) -> str:
                 "the curve goes on as it does."
             )
     lines += risk
+    if "in the mix" in report:
+        lines += _mix(report["in the mix"])
     lines += [
         "",
         "## What this does not say",
@@ -96,6 +102,25 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _mix(found: Mapping[str, Any]) -> list[str]:
+    shares = ", ".join(f"{name} {share:.3g}" for name, share in found["mix"].items())
+    lines = [
+        "",
+        "## Probabilities where classes are not alike",
+        "",
+        f"Predictions of this model are for patients of this mix: {shares}. The same held-out patients, each class "
+        "with its share:",
+        "",
+        "| | " + " | ".join((*_PROPER, "of perfect probabilities", "coverage", "set size")) + " |",
+        "| --- |" + " ---: |" * (len(_PROPER) + 3),
+    ]
+    for name, method in found["methods"].items():
+        cells = [_estimate(method["figures"][figure]) for figure in _PROPER]
+        cells += [f"{method['calibration error of perfect probabilities']:.3f}", _estimate(method["coverage"])]
+        lines.append(f"| {name} | {' | '.join(cells)} | {method['mean set size']:.2f} |")
+    return lines
 
 
 def _risk(followed: Mapping[str, Any]) -> list[str]:

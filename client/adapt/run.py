@@ -49,12 +49,15 @@ class Plan:
         Of the conformal sets, 0 to 1.
     followed : Followed or None
         Where labels are later outcomes.
+    mix : tuple of float or None
+        Each class's share of the patients whom the model will see; None: that of the support patients.
     """
 
     shots: int | None = None
     everything: bool = False
     coverage: float = 0.9
     followed: Followed | None = None
+    mix: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,9 @@ def adapt(
     assert isinstance(adapted, Adapted)
     support, splits = _parts(images, plan, min(counts.values()), generator)
     alike = not plan.everything
-    judged = judge(methods, images, splits, plan.coverage, generator, alike=alike, progress=progress)
+    judged = judge(methods, images, splits, plan.coverage, generator, alike=alike, mix=plan.mix, progress=progress)
     progress("the model itself")
-    choice = choose(adapted, images, support, plan.coverage, generator, refits=100)
+    choice = choose(adapted, images, support, plan.coverage, generator, mix=plan.mix, refits=100)
     if choice.calibration is None:
         raise DataError(
             "patients have so many classes in common that support and held-out cannot part: name fewer classes"
@@ -157,13 +160,16 @@ def adapt(
         "learning curve": _curve(points),
         "enough": _enough(points, baselines, min(counts.values())),
     }
+    if plan.mix is not None and judged.mixed is not None:
+        mix = dict(zip(images.classes, plan.mix, strict=True))
+        report["in the mix"] = {"mix": mix, "methods": summary(judged.mixed, generator)}
     facts = {name: about[name] for name in ("study digest", "theta digest", "learner", "date")}
     model = AdaptedModel(
         trained.study.model,
         images.classes,
         adapted.classifier(images, support, choice.setting),
         theta,
-        choice.calibration,
+        choice.calibration if choice.mixed is None else choice.mixed,
         familiar,
         expects_grey,
         tuple(refusal.text for refusal in refusals),

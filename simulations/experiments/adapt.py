@@ -23,13 +23,13 @@ from scipy.stats import t
 
 from client.adapt.choose import draw_shots
 from client.adapt.images import Labelled, from_site
-from client.adapt.judge import judge, one_split
+from client.adapt.judge import Judged, judge, one_split
 from client.adapt.run import ADAPTED, SCRATCH, SIMPLE, methods_for
 from client.adapt.trained import Trained, read_trained
 from client.adapt.verdict import no_gain, not_better_than_chance
 from client.data.image import Recipe
 from client.session import virtual_site
-from common.figures import BINS, FIGURES, calibration_gaps, error_of_perfect, expected_calibration_error
+from common.figures import BINS, FIGURES, calibration_gaps, expected_calibration_error
 from common.study import names
 
 __all__ = ["half_width", "main", "one_draw", "table"]
@@ -53,21 +53,23 @@ def one_draw(
     methods = methods_for(trained, images)
     if alone:
         methods = {ADAPTED: methods[ADAPTED]}
-    judged = judge(methods, images, splits, _COVERAGE, generator, alike=True)
+    mix = np.array(list(images.patients_per_class().values())) / len(np.unique(images.patients))
+    judged = judge(methods, images, splits, _COVERAGE, generator, alike=True, mix=mix.tolist())
+    assert judged.mixed is not None
     found = {}
     for name, outcome in judged.outcomes.items():
         figures = {figure: float(judged.value(name, f)) for figure, f in FIGURES.items()}
-        hit = outcome.sets[0][np.arange(len(judged.labels)), judged.labels]
-        size = float(np.average(outcome.sets[0].sum(-1), weights=judged.weights))
-        covered = float(np.average(hit, weights=judged.weights))
-        mixed = _own_mix(outcome.probabilities[0], judged.labels)
+        covered, size = _covering(judged, name)
+        own_covered, own_size = _covering(judged.mixed, name)
         found[name] = {
             **figures,
             _PERFECT: judged.error_of_perfect(name, generator),
-            "error in the patients' own mix": float(expected_calibration_error(mixed, judged.labels)),
-            "the same of perfect ones": error_of_perfect(mixed, None, generator),
             "coverage": covered,
             "set size": size,
+            "error in the site's mix": float(judged.mixed.value(name, expected_calibration_error)),
+            "the same of perfect ones": judged.mixed.error_of_perfect(name, generator),
+            "coverage there": own_covered,
+            "set size there": own_size,
             "gaps": calibration_gaps(outcome.probabilities[0], judged.labels, judged.weights).tolist(),
             "tops": _tops(outcome.probabilities[0], judged.weights).tolist(),
             "setting": vars(outcome.settings[0]),
@@ -79,16 +81,11 @@ def one_draw(
     return {"draw": number, "shots": shots, "methods": found, "usable": not reasons}
 
 
-def _own_mix(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return probabilities of classes that were alike as frequent, for patients of whom they are not.
-
-    References
-    ----------
-    Saerens, Latinne and Decaestecker, "Adjusting the Outputs of a Classifier to New a Priori Probabilities", 2002,
-    equation 2.4.
-    """
-    mixed = probabilities * np.bincount(labels, minlength=probabilities.shape[-1])
-    return np.asarray(mixed / mixed.sum(-1, keepdims=True))
+def _covering(judged: Judged, name: str) -> tuple[float, float]:
+    """Return how often a method's conformal sets held the truth, and how many classes they held on average."""
+    sets = judged.outcomes[name].sets[0]
+    hit = sets[np.arange(len(judged.labels)), judged.labels]
+    return float(np.average(hit, weights=judged.weights)), float(np.average(sets.sum(-1), weights=judged.weights))
 
 
 def _tops(probabilities: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
+from scipy.stats import norm
 
 from client.calibration import (
     Calibration,
@@ -14,8 +15,10 @@ from client.calibration import (
     Temperature,
     calibrate,
     conformal_sets,
-    conformal_threshold,
+    conformal_thresholds,
+    for_mix,
     from_json,
+    in_mix,
     patient_weights,
 )
 from common.errors import DataError
@@ -101,14 +104,19 @@ def test_the_threshold_by_hand() -> None:
     p = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.8, 0.2]])
     labels = np.array([0, 0, 1, 0])  # scores 0.1, 0.4, 0.3, 0.2 of four patients; with the new one, five
     people = np.arange(4)
-    assert conformal_threshold(p, labels, people, 0.6) == pytest.approx(0.3)
-    assert conformal_threshold(p, labels, people, 0.8) == pytest.approx(0.4)
-    assert conformal_threshold(p, labels, people, 0.81) == inf
+    alike, whole = (1.0, 1.0), conformal_thresholds
+    assert whole(p, labels, people, 0.6, alike) == pytest.approx((0.3, 0.3))
+    assert whole(p, labels, people, 0.8, alike) == pytest.approx((0.4, 0.4))
+    assert whole(p, labels, people, 0.81, alike) == (inf, inf)
     # the first two images are one patient's: scores 0.1 and 0.4 have half the weight each, and there are 3 + 1 patients
-    assert conformal_threshold(p, labels, np.array([0, 0, 1, 2]), 0.6) == pytest.approx(0.3)
-    assert conformal_threshold(p, labels, np.array([0, 0, 1, 2]), 0.63) == pytest.approx(0.4)
-    np.testing.assert_array_equal(conformal_sets(p, 0.5), [[1, 0], [1, 0], [0, 1], [1, 0]])
-    assert conformal_sets(p, inf).all()
+    assert whole(p, labels, np.array([0, 0, 1, 2]), 0.6, alike) == pytest.approx((0.3, 0.3))
+    assert whole(p, labels, np.array([0, 0, 1, 2]), 0.63, alike) == pytest.approx((0.4, 0.4))
+    # the second class is three times as frequent there: mass 1, 2, 5, 6 of 6 + 1, or of 6 + 3 for one of that class
+    assert whole(p, labels, people, 0.6, (1.0, 3.0)) == pytest.approx((0.3, 0.4))
+    assert whole(p, labels, people, 0.7, (1.0, 3.0)) == pytest.approx((0.3, inf))
+    np.testing.assert_array_equal(conformal_sets(p, (0.5, 0.5)), [[1, 0], [1, 0], [0, 1], [1, 0]])
+    assert conformal_sets(p, (inf, inf)).all()
+    np.testing.assert_array_equal(conformal_sets(p[:2], (0.3, 0.6)), [[1, 0], [0, 1]])
 
 
 @pytest.mark.parametrize("images", [1, 3])
@@ -119,9 +127,47 @@ def test_coverage_is_what_was_asked_for(images: int, coverage: float) -> None:
     for seed in range(400):
         logits, labels, patients = drawn(50, 1000 + seed, images=images)
         p, last = softmax(5 * logits, -1), patients == 49
-        threshold = conformal_threshold(p[~last], labels[~last], patients[~last], coverage)
-        hits.append(conformal_sets(p[last], threshold)[0, labels[last][0]])
+        thresholds = conformal_thresholds(p[~last], labels[~last], patients[~last], coverage, (1.0, 1.0, 1.0))
+        hits.append(conformal_sets(p[last], thresholds)[0, labels[last][0]])
     assert abs(np.mean(hits) - coverage) < 3 * np.sqrt(coverage * (1 - coverage) / 400) + 1 / 50
+
+
+def shifted(n: int, share: float, generator: np.random.Generator) -> tuple[Any, Any]:
+    """Return labels of patients of whom such a share has the disease, and logits that are right for one half."""
+    labels = (generator.random(n) < share).astype(int)
+    x = generator.normal(0, np.where(labels == 1, 2.0, 1.0))
+    return labels, np.stack([norm.logpdf(x, 0, 1), norm.logpdf(x, 0, 2)], -1)
+
+
+def test_probabilities_of_equal_classes_are_read_for_patients_of_whom_they_are_not() -> None:
+    labels, logits = shifted(40_000, 0.1, np.random.default_rng(0))
+    equal = softmax(logits, -1)
+    assert expected_calibration_error(equal, labels) > 0.1
+    assert expected_calibration_error(in_mix(equal, (1.8, 0.2)), labels) < 0.015
+    labels, logits = shifted(2000, 0.5, np.random.default_rng(1))
+    fitted = calibrate(logits, labels, np.arange(2000), 0.9, np.random.default_rng(1))
+    there = for_mix(fitted, logits, labels, np.arange(2000), (0.9, 0.1))
+    np.testing.assert_allclose(there.odds, (0.9 / (1 - labels.mean()), 0.1 / labels.mean()))
+    labels, logits = shifted(40_000, 0.1, np.random.default_rng(2))
+    assert expected_calibration_error(there.probabilities(logits), labels) < 0.03
+    low, high = there.intervals(logits[:50])
+    assert (low <= there.probabilities(logits[:50])).all()
+    assert (there.probabilities(logits[:50]) <= high).all()
+
+
+def test_coverage_is_what_was_asked_for_also_in_another_mix() -> None:
+    """One half of 100 patients to calibrate on has the disease, one in ten of those to come, over 1000 draws."""
+    hits, plain = [], []
+    for seed in range(1000):
+        generator = np.random.default_rng(seed)
+        labels, logits = shifted(100, 0.5, generator)
+        thresholds = conformal_thresholds(softmax(logits, -1), labels, np.arange(100), 0.8, (1.0, 1.0))
+        fitted = Calibration(Temperature(1.0), (), {}, thresholds, 0.8, 100, (1.0, 1.0))
+        new, theirs = shifted(1, 0.1, generator)
+        hits.append(for_mix(fitted, logits, labels, np.arange(100), (0.9, 0.1)).sets(theirs)[0, new[0]])
+        plain.append(fitted.sets(theirs)[0, new[0]])
+    assert abs(np.mean(hits) - 0.8) < 3 * np.sqrt(0.16 / 1000) + 0.02
+    assert np.mean(plain) > 0.86  # a set for one half says too much there
 
 
 def test_what_is_written_is_read_back() -> None:
@@ -132,8 +178,8 @@ def test_what_is_written_is_read_back() -> None:
         assert isinstance(found.calibrator, kind)
         again = from_json(json.loads(json.dumps(found.json())))
         assert again == found
-    lone = Calibration(Temperature(1.0), (Temperature(2.0),), {}, inf, 0.9, 3)
-    assert from_json(json.loads(json.dumps(lone.json(), allow_nan=False))).threshold == inf
+    lone = Calibration(Temperature(1.0), (Temperature(2.0),), {}, (inf, 0.5), 0.9, 3, (0.5, 1.5))
+    assert from_json(json.loads(json.dumps(lone.json(), allow_nan=False))) == lone
 
 
 def test_one_patient_calibrates_nothing() -> None:

@@ -30,7 +30,7 @@ KEY = bytes(32)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapted model."""
     place = tmp_path_factory.mktemp("adapted")
-    few = {"_STEPS": (1, 3), "_FACTORS": (1.0,), "_SCRATCH_STEPS": (3,), "_SCRATCH_RATES": (0.01,)}
+    few = {"_STEPS": (1, 3), "_FACTORS": (1.0,), "_ADAM_STEPS": (3,), "_ADAM_RATES": (0.01,)}
     with pytest.MonkeyPatch.context() as patch:
         for name, values in few.items():
             patch.setattr(f"client.adapt.methods.{name}", values)

@@ -78,13 +78,26 @@ def test_a_choice_takes_the_best_setting_and_looks_at_support_alone() -> None:
         assert not {those.patients[row] for row in fitted} & {those.patients[row] for row in asked}
 
 
+MIX = (0.7, 0.2, 0.1)
+
+
 def test_one_patient_a_class_leaves_the_first_setting_and_no_calibration() -> None:
     those = images(4, 2)
     support = draw_shots(those, 1, np.random.default_rng(0))
     choice = choose(Told(), those, support, 0.9, np.random.default_rng(0))
     assert choice.setting == Setting(0.0, 0)
     assert choice.calibration is None
-    np.testing.assert_allclose(choice.probabilities_of(np.zeros((2, 3))), 1 / 3)
+
+
+def test_a_mix_changes_probabilities_and_sets_but_not_what_is_chosen() -> None:
+    those = images(8, 1)
+    support = draw_shots(those, 6, np.random.default_rng(0))
+    plain, mixed = (choose(Told(), those, support, 0.9, np.random.default_rng(0), mix=mix) for mix in (None, MIX))
+    assert plain.mixed is None
+    assert mixed.mixed is not None
+    assert plain.setting == mixed.setting
+    assert plain.calibration == mixed.calibration
+    np.testing.assert_allclose(mixed.mixed.odds, 3 * np.array(MIX))
 
 
 def test_splits_judge_only_patients_that_theta_has_not_seen() -> None:

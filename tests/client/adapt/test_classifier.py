@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from client.adapt.classifier import Start, as_it_is, from_scratch, start, steps_of_adam, steps_of_learner
+from client.adapt.classifier import (
+    Start,
+    as_it_is,
+    from_scratch,
+    learner_begins,
+    start,
+    steps_of_adam,
+    steps_of_learner,
+)
 from client.adapt.trained import Trained
 from client.data.episodes import network_input
 from common.errors import ModelError
@@ -39,6 +47,20 @@ def test_every_checkpoint_says_what_the_learner_says(name: str, norm: str, tmp_p
         # Logits are the same up to a constant of each image, which no softmax sees.
         got, expected = (x - x.mean(-1, keepdims=True) for x in (got, expected))
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_adam_goes_on_from_where_the_learner_begins(name: str, tmp_path: Path) -> None:
+    run = trained(tmp_path, {"algorithm.name": name})
+    begin, support = start(run, ("a", "b", "c")), batch()
+    (_, expected), *_ = steps_of_learner(run.learner, begin, support, 0.1, [0])
+    found = dict(steps_of_adam(learner_begins(run.learner, begin, support), support, 0.01, [0, 20]))
+    np.testing.assert_allclose(found[0].logits(support.x), expected.logits(support.x), rtol=1e-5, atol=1e-5)
+
+    def loss(logits: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
+        return float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), support.y))
+
+    assert loss(found[20].logits(support.x)) < 0.9 * loss(found[0].logits(support.x))
 
 
 def test_training_from_scratch_is_that_of_the_comparison_and_changes_nothing_else(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 from client.adapt import run as running
 from client.adapt.folder import read_adapted
 from client.adapt.images import Labelled
+from client.adapt.report import markdown
 from client.adapt.trained import read_trained
 from client.adapt.verdict import Exit
+from client.calibration import in_mix
 from client.cli import app
 from client.data.episodes import network_input
 from common.errors import DataError, NotPreparedError, StudyError
@@ -48,8 +50,8 @@ def few_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     few = {
         "_STEPS": (1, 3),
         "_FACTORS": (1.0,),
-        "_SCRATCH_STEPS": (3,),
-        "_SCRATCH_RATES": (0.01,),
+        "_ADAM_STEPS": (3,),
+        "_ADAM_RATES": (0.01,),
         "_PENALTIES": (0.03,),
     }
     for name, values in few.items():
@@ -101,6 +103,42 @@ def test_from_pictures_to_a_model_and_a_report(tmp_path: Path, run_folder: Path)
     np.testing.assert_allclose(p.sum(-1), 1)
     again = command(tmp_path, run_folder)
     assert json.loads(again[1]) == report  # the same key, the same folds, the same figures
+
+
+def test_a_prevalence_is_that_of_the_predictions_and_of_a_table(tmp_path: Path) -> None:
+    those, run, mix = images(8, 1), trained(tmp_path / "run"), (0.8, 0.15, 0.05)
+    plain, mixed = (
+        running.adapt(run, those, running.Plan(shots=4, mix=asked), np.random.default_rng(0)) for asked in (None, mix)
+    )
+    assert plain.model is not None
+    assert mixed.model is not None
+    assert mixed.report["methods"] == plain.report["methods"]  # the verdict is on classes that weigh alike
+    assert "in the mix" not in plain.report
+    found = mixed.report["in the mix"]
+    assert found["mix"] == dict(zip("abc", mix, strict=True))
+    assert list(found["methods"]) == list(mixed.report["methods"])
+    assert "a 0.8, b 0.15, c 0.05" in markdown(mixed.report)
+    logits = mixed.model.classifier.logits(network_input(those.pixels))
+    p, alike = mixed.model.calibration.probabilities(logits), plain.model.calibration.probabilities(logits)
+    assert (p[:, 0] > alike[:, 0]).all()
+    np.testing.assert_allclose(p, in_mix(alike, mix))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a", "CLASS=SHARE"),
+        ("a=x,b=1", "CLASS=SHARE"),
+        ("a=0.5,b=0.5", "names every class once: a, b, c"),
+        ("a=0.5,b=0.5,c=0", "above zero"),
+        ("a=0.5,b=0.5,c=0.5", "sum is one"),
+    ],
+)
+def test_a_prevalence_that_is_none(tmp_path: Path, run_folder: Path, text: str, why: str) -> None:
+    write_pictures(tmp_path, images(6, 1))
+    code, _, error = command(tmp_path, run_folder, "--prevalence", text)
+    assert code == 1
+    assert why in error
 
 
 def test_the_model_is_read_back_as_it_was(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.client.adapt.test_cli import write_pictures
 from tests.client.adapt.worlds import images, study, write_run
 
 # What is chosen from is of no matter here, and takes most of the time.
-QUICK = "import client.adapt.methods as m; m._SCRATCH_STEPS, m._SCRATCH_RATES, m._PENALTIES = (0,), (0.01,), (0.03,)"
+QUICK = "import client.adapt.methods as m; m._ADAM_STEPS, m._ADAM_RATES, m._PENALTIES = (0,), (0.01,), (0.03,)"
 START = f"import torch; torch.set_num_threads(1); {QUICK}; from client.cli import app; app()"
 ALONE = ["unshare", "--map-root-user", "--net", sys.executable, "-c", START]
 
