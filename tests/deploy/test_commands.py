@@ -87,14 +87,23 @@ def test_an_option_that_there_is_not_is_found(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("where", [where for where, command in COMMANDS.items() if command[0] == "flower-supernode"])
-def test_a_supernode_shows_its_key_over_tls_and_runs_no_app_itself(where: str) -> None:
+def test_a_supernode_knows_the_gateway_and_runs_no_app_itself(where: str) -> None:
     options = parse(COMMANDS[where])
-    assert options.auth_supernode_private_key.endswith("/node.key")
-    assert options.root_certificates.endswith("/gateway.pem")
-    assert not options.insecure
+    # In clear, and so on the loopback only: the gateway has the keys and speaks TLS with the edge.
+    assert options.superlink == gateway_address()
+    assert options.superlink.startswith("127.0.0.1:")
+    assert options.auth_supernode_private_key is None
     assert options.isolation == "process"
     assert options.superexec_auth_secret_file
     assert not options.runtime_dependency_install
+
+
+def gateway_address() -> str:
+    """Return where all gateways listen."""
+    [address] = {
+        command[3] for command in COMMANDS.values() if command[:3] == ["wardround-site", "gateway", "--listen"]
+    }
+    return address
 
 
 @pytest.mark.parametrize("where", [where for where, command in COMMANDS.items() if command[0] == "flower-superlink"])

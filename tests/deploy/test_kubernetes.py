@@ -59,7 +59,10 @@ def test_every_pod_meets_the_restricted_standard(overlay: str) -> None:
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
         assert all({"persistentVolumeClaim", "secret", "emptyDir"} & set(volume) for volume in pod["volumes"])
     for container in containers(overlay):
-        assert container["securityContext"] == {
+        context = dict(container["securityContext"])
+        assert context.pop("runAsUser", 1000) >= 1000
+        context.pop("runAsGroup", None)
+        assert context == {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
             "privileged": False,
@@ -100,11 +103,10 @@ def test_claims_services_and_mounts_fit_together(overlay: str) -> None:
         for one in [*pod.get("initContainers", []), *pod["containers"]]:
             assert {mount["name"] for mount in one["volumeMounts"]} <= names
     assert not claims, "every claim belongs to one pod"
-    for name, service in of(overlay, "Service").items():
-        ports = {port["name"] for port in pods(overlay)[name]["containers"][0]["ports"]}
-        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+    for service in of(overlay, "Service").values():
         [label] = service["spec"]["selector"].values()
-        assert label == name
+        ports = {port["name"] for one in pods(overlay)[label]["containers"] for port in one.get("ports", [])}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
 
 
 def allowed(overlay: str, name: str) -> set[str]:
@@ -133,9 +135,19 @@ def where(to: Thing) -> str:
 
 def test_out_of_a_site_leads_one_way() -> None:
     assert allowed("site", "gateway") == {"192.0.2.10/32:8443", "kube-dns:53"}
-    assert allowed("site", "supernode") == {"gateway:9443", "kube-dns:53"}
-    assert allowed("site", "executor") == {"supernode:9094"}, "no DNS: a name that is looked up is a message"
+    assert allowed("site", "executor") == {"gateway:9094"}, "no DNS: a name that is looked up is a message"
     assert allowed("site", "somebody else") == set()
+
+
+def test_the_clientapp_reaches_the_runtime_api_and_not_the_gateway() -> None:
+    gateway, supernode = pods("site")["gateway"]["containers"]
+    assert gateway["args"][-2:] == ["--listen", "127.0.0.1:9095"]
+    assert "ports" not in gateway
+    assert {"name": "runtime", "containerPort": 9094} in supernode["ports"]
+    [rule] = of("site", "NetworkPolicy")["gateway"]["spec"]["ingress"]
+    assert [port["port"] for port in rule["ports"]] == [9094]
+    mounts = {mount["name"] for mount in supernode["volumeMounts"]}
+    assert "gateway" not in mounts, "the keys are the gateway's"
 
 
 def test_the_superlink_is_reached_by_the_edge_and_the_serverapp() -> None:

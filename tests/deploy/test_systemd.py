@@ -131,6 +131,7 @@ def test_the_clientapp_reaches_the_supernode_and_nothing_else_of_this_machine() 
     executor, supernode = settings(SITE / "wardround-executor.service"), SITE / "wardround-supernode.service"
     host, port = option(supernode, "--host"), option(supernode, "--port")
     assert executor["IPAddressAllow"] == [host]
+    assert "LoadCredential=node.key" not in supernode.read_text(), "the keys are the gateway's"
     assert option(SITE / "wardround-executor.service", "--runtime-api-address") == f"{host}:{port}"
     assert option(supernode, "--superlink").partition(":")[0] != host
     assert executor["RestrictAddressFamilies"] == ["AF_INET"]
