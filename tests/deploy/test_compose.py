@@ -98,6 +98,11 @@ def test_the_clientapp_shares_a_network_with_the_supernode_alone() -> None:
     }
 
 
+def test_the_gateway_answers_the_supernode_s_user_alone() -> None:
+    supernode, gateway = services("site")["supernode"], services("site")["gateway"]
+    assert gateway["command"][-2:] == ["--node-user", supernode["user"].partition(":")[0]]
+
+
 def test_no_container_of_a_site_sees_another_s_folder() -> None:
     folders = {name: [v.partition(":")[0] for v in one.get("volumes", [])] for name, one in services("site").items()}
     assert folders.pop("gateway") == ["/var/lib/wardround/gateway"]

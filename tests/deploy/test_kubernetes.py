@@ -141,7 +141,8 @@ def test_out_of_a_site_leads_one_way() -> None:
 
 def test_the_clientapp_reaches_the_runtime_api_and_not_the_gateway() -> None:
     gateway, supernode = pods("site")["gateway"]["containers"]
-    assert gateway["args"][-2:] == ["--listen", "127.0.0.1:9095"]
+    user = str(supernode["securityContext"]["runAsUser"])
+    assert gateway["args"][2:] == ["--listen", "127.0.0.1:9095", "--node-user", user]
     assert "ports" not in gateway
     assert {"name": "runtime", "containerPort": 9094} in supernode["ports"]
     [rule] = of("site", "NetworkPolicy")["gateway"]["spec"]["ingress"]

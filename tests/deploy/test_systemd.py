@@ -127,6 +127,13 @@ def test_only_the_gateway_may_reach_out_of_a_site() -> None:
     ]
 
 
+def test_the_gateway_answers_the_supernode_s_user_alone_and_can_see_who_asks() -> None:
+    gateway = SITE / "wardround-gateway.service"
+    assert [option(gateway, "--node-user")] == settings(SITE / "wardround-supernode.service")["User"]
+    # /proc/net/tcp, with the users' own numbers.
+    assert not {"PrivateUsers", "ProcSubset"} & set(settings(gateway))
+
+
 def test_the_clientapp_reaches_the_supernode_and_nothing_else_of_this_machine() -> None:
     executor, supernode = settings(SITE / "wardround-executor.service"), SITE / "wardround-supernode.service"
     host, port = option(supernode, "--host"), option(supernode, "--port")
