@@ -145,7 +145,7 @@ def test_the_clientapp_reaches_the_supernode_and_nothing_else_of_this_machine() 
     assert executor["SocketBindDeny"] == ["any"]
     assert "SocketBindAllow" not in executor
     assert executor["PrivateTmp"] == ["yes"]
-    assert executor["TemporaryFileSystem"] == ["/dev/shm"]
+    assert executor["TemporaryFileSystem"] == ["/dev/shm:mode=1777"]
 
 
 def test_the_edge_sees_nothing_of_the_authority_s_keys() -> None:
