@@ -53,7 +53,7 @@ CANARY = 9
 ERROR = 1e-5
 
 #: Few support patients and many query patients.
-CHANGES: Mapping[str, bool | int | float | str] = {
+CHANGES: dict[str, bool | int | float | str] = {
     "study.rounds": 100_000,
     "episodes.shots": 1,
     "episodes.queries": 8,

@@ -80,7 +80,7 @@ _PRIVATE = {
     "privacy.delta": 1e-5,
     "privacy.figures": "withheld",
 }
-_BY_PATIENT = {
+_BY_PATIENT: dict[str, Any] = {
     **_PRIVATE,
     "privacy.mechanism": "patient-clip",
     "algorithm.name": "maml",

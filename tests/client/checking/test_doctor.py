@@ -75,7 +75,7 @@ def test_each_thing_that_is_wrong_is_said(site: Path, study: Study) -> None:
 
 
 def test_a_site_that_is_one_task_needs_no_episodes(site: Path, study: Study) -> None:
-    numbers = {"clip": 1.0, "noise": 1.0, "sampling": 0.1, "delta": 1e-5, "figures": "withheld"}
+    numbers: dict[str, float | str] = {"clip": 1.0, "noise": 1.0, "sampling": 0.1, "delta": 1e-5, "figures": "withheld"}
     plan = study.override(
         {f"privacy.{key}": value for key, value in numbers.items()}
         | {"privacy.mechanism": "patient-clip", "algorithm.name": "maml", "model.norm": "group"}

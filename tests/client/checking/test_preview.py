@@ -75,8 +75,20 @@ def test_a_person_sees_every_number_and_every_object(study: Study, folder: Path,
 
 @pytest.mark.parametrize("mechanism", ["episode-clip", "patient-clip"])
 def test_a_private_study_says_what_it_guarantees(mechanism: str, tmp_path: Path) -> None:
-    plan = {"mechanism": mechanism, "clip": 0.5, "noise": 1.0, "sampling": 1.0, "delta": 1e-5, "figures": "withheld"}
-    changes = {"algorithm.name": "maml", "model.norm": "group", "episodes.labels": "fixed", "episodes.held-out": ""}
+    plan: dict[str, float | str] = {
+        "mechanism": mechanism,
+        "clip": 0.5,
+        "noise": 1.0,
+        "sampling": 1.0,
+        "delta": 1e-5,
+        "figures": "withheld",
+    }
+    changes: dict[str, float | str] = {
+        "algorithm.name": "maml",
+        "model.norm": "group",
+        "episodes.labels": "fixed",
+        "episodes.held-out": "",
+    }
     private = tiny_study({f"privacy.{key}": value for key, value in plan.items()} | changes | {"episodes.per-round": 1})
     folder = Path(shutil.copytree(prepared(private)[1].folder, tmp_path / "site"))
     (folder / "ledger.sqlite").unlink(missing_ok=True)
