@@ -107,10 +107,10 @@ def wild(patch: pytest.MonkeyPatch) -> None:
     """Let a patient's terms be anything that their images, turned as they are, and the point may tell."""
 
     def gradient(_: object, at: Mapping[str, Tensor], images: Any, __: object) -> Any:
-        return result(at, hashed(at, images.x, images.y, at["head.bias"]))
+        return result(at, hashed(at, images.x, images.y, *at.values()))
 
     def product(_: object, at: Mapping[str, Tensor], along: Mapping[str, Tensor], images: Any, __: object) -> Any:
-        return result(at, hashed(at, images.x, images.y, at["head.bias"], along["head.bias"])).gradient
+        return result(at, hashed(at, images.x, images.y, *at.values(), *along.values())).gradient
 
     patch.setattr(patients, "gradient", gradient)
     patch.setattr(patients, "product", product)
