@@ -60,10 +60,10 @@ CHANGES: dict[str, bool | int | float | str] = {
 }
 
 #: So slow that nothing but the query patients shows, and so fast that the support patients show through them.
-RATES: Mapping[Role, float] = {"query": 1e-4, "support": 0.2}
+RATES: Mapping[Role, float] = {"query": 1e-4, "support": 0.1}
 
 #: What an inner step shows in, beside a product.
-WEIGHT = 2.0
+WEIGHT = 4.0
 
 
 @dataclass
