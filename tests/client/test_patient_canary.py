@@ -153,6 +153,7 @@ def found_out(study: Study, loud: Scores, calm: Scores) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # every answer waits for the disk several times
 @pytest.mark.parametrize("role", ["query", "support"])
 def test_what_can_be_proven_is_less_than_what_is_claimed(tmp_path: Path, monkeypatch: Patch, role: Role) -> None:
     study, loud, calm = audit(tmp_path, role, 500, monkeypatch)
@@ -235,6 +236,7 @@ def noise_reused(patch: Patch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # every answer waits for the disk several times
 @pytest.mark.parametrize(
     ("mistake", "role", "trials"),
     [
