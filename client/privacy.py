@@ -22,7 +22,7 @@ from common.models.network import Theta
 from common.privacy.mechanism import SENSITIVITY, Source, Steps, clipped_sum, noised
 from common.study import Study
 
-__all__ = ["OUT", "bins", "episodes_of_bins", "gradients", "private_gradient", "sum_of_bins"]
+__all__ = ["OUT", "bins", "episodes_of_bins", "gradients", "noise_source", "private_gradient", "sum_of_bins"]
 
 #: The bin of a patient who is not in the round.
 OUT = -1
@@ -43,7 +43,7 @@ def private_gradient(session: Session, theta: Theta, number: int) -> tuple[Vecto
     plan, parts = study.privacy, study.episodes.per_round
     total, result = sum_of_bins(session, theta, number)
     deviation = plan.noise * SENSITIVITY[plan.mechanism] * plan.clip
-    released = noised(total, plan.clip, deviation, parts, _source(session.site, study, number))
+    released = noised(total, plan.clip, deviation, parts, noise_source(session.site, study, number))
     scalars = dict.fromkeys(TRAIN, -1.0)
     if plan.research and plan.figures == "sent" and result is not None:
         scalars = {"loss": float(result.loss.mean()), "accuracy": float(result.accuracy.mean())}
@@ -103,6 +103,6 @@ def _joined(drawn: list[Episodes]) -> Episodes:
     return Episodes(support, query, torch.cat([d.classes for d in drawn]))
 
 
-def _source(site: Site, study: Study, number: int) -> Source:
+def noise_source(site: Site, study: Study, number: int) -> Source:
     """Return where noise comes from: the operating system, or a seed that voids the guarantee."""
     return site.generator("noise", study.digest, number).bytes if study.privacy.research else os.urandom

@@ -8,6 +8,7 @@ from client.data.episodes import draw
 from client.ledger import Question, open_ledger
 from client.privacy import private_gradient
 from client.session import Session
+from client.site_task import site_gradient
 from common.contract import TRAIN, Instruction, Vector
 from common.models.network import Theta
 from common.privacy.statement import rounds_of
@@ -26,14 +27,14 @@ def release(session: Session, theta: Theta, instruction: Instruction) -> tuple[V
         The ledger cannot be written.
     """
     study, number = session.study, instruction.round
+    gradient = _GRADIENTS[study.privacy.mechanism]
     if not study.privacy.guaranteed:
         note_unprotected(session.site.folder, study.digest)
-        gradient = _plain_gradient if study.privacy.mechanism == "none" else private_gradient
         return gradient(session, theta, number)
     question = Question(study.digest, number, instruction.theta, rounds_of(study))
 
     def make() -> bytes:
-        return private_gradient(session, theta, number)[0].tobytes()
+        return gradient(session, theta, number)[0].tobytes()
 
     with open_ledger(session.site.folder) as ledger:
         sent = ledger.once(question, make)
@@ -59,3 +60,6 @@ def _plain_gradient(session: Session, theta: Theta, number: int) -> tuple[Vector
     episodes = draw(session.site, pool, spec, spec.per_round, generator, augment=True)
     result = session.engine.meta_gradient(theta, episodes)
     return np.asarray(result.gradient), {"loss": float(result.loss), "accuracy": float(result.accuracy)}
+
+
+_GRADIENTS = {"none": _plain_gradient, "episode-clip": private_gradient, "patient-clip": site_gradient}

@@ -286,12 +286,17 @@ class Privacy(_Group):
     ``episodes.per-round`` episodes; every episode's meta-gradient is clipped to a norm of ``clip``, and their sum gets
     normal noise of ``noise`` times what one patient can move it by. What that costs a patient is counted at ``delta``.
 
+    With ``patient-clip``, the patients in a round, each with probability ``sampling``, are one task: ``shots`` in
+    ``shots + queries`` of them are support, the others query. MAML's meta-gradient is made of sums over patients; every
+    patient's term is clipped to ``clip``, and every sum gets noise: ``noise`` times what one patient can move all the
+    sums by that they are in (`common.privacy.site_task`).
+
     Losses and accuracies are outside of it: with ``figures`` ``withheld`` no site sends any, and nobody is asked to
     evaluate. ``research`` lets them be sent, and draws the noise from the sites' keys, so that a run can be repeated:
     both void the guarantee, and every report says so.
     """
 
-    mechanism: Literal["none", "episode-clip"] = "none"
+    mechanism: Literal["none", "episode-clip", "patient-clip"] = "none"
     clip: NonNegative = 0.0
     noise: NonNegative = 0.0
     sampling: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -415,6 +420,28 @@ class Study(_Group):
             raise ValueError("outer.patience needs validation scores, which privacy.figures = 'withheld' keeps back")
         if idle := sorted(set(self.aggregation.site_weights) & set(self.sites.held_out_names)):
             raise ValueError(f"aggregation.weights names a site of sites.held-out, which never trains: {idle}")
+        return self
+
+    @model_validator(mode="after")
+    def _site_can_be_a_task(self) -> "Study":
+        if self.privacy.mechanism != "patient-clip":
+            return self
+        if self.algorithm.name not in {"maml", "fomaml"}:
+            raise ValueError(
+                f"patient-clip clips what each patient adds to a gradient, and goes with maml and fomaml, not with "
+                f"{self.algorithm.name}: choose one of them, or privacy.mechanism = 'episode-clip', which takes all"
+            )
+        if self.model.norm == "batch":
+            raise ValueError(
+                "patient-clip needs model.norm = 'group': with the statistics of a batch, a patient's gradient is "
+                "not their own"
+            )
+        if self.episodes.labels != "fixed":
+            raise ValueError("patient-clip needs episodes.labels = 'fixed': a site is one task of all classes")
+        if self.episodes.per_round != 1:
+            raise ValueError(
+                f"patient-clip needs episodes.per-round = 1, not {self.episodes.per_round}: a site is one task"
+            )
         return self
 
     @classmethod

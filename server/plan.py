@@ -1,11 +1,13 @@
 """What a study will cost its patients and how much its noise will leave of the signal, before anything runs."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from common.meta import flatten
 from common.privacy.accounting import epsilon, noise_for, renyi_epsilon
 from common.privacy.mechanism import SENSITIVITY, signal_to_noise
+from common.privacy.site_task import sums_of
 from common.privacy.statement import guarantee, rounded_up, rounds_of
 from common.study import Study
 from server.rounds import initial_theta
@@ -47,12 +49,11 @@ def facts_of(study: Study, wanted: Sequence[float], patients: int | None = None)
         "noise_deviation": deviation,
         "rounds_of_a_patient": plan.sampling * rounds,
         "numbers": size,
-        "signal_to_noise": {
-            "site": signal_to_noise(parts, deviation, plan.clip, size),
-            "quorum": signal_to_noise(parts, deviation, plan.clip, size, study.sites.quorum),
-        },
+        "signal_to_noise": _signal_to_noise(study, deviation, size),
         "noise_for": {f"{cost:g}": noise_for(cost, plan.delta, plan.sampling, rounds) for cost in wanted},
     }
+    if plan.mechanism == "patient-clip":
+        facts["sums"] = asdict(sums := sums_of(study)) | {"support_noise": sums.support_noise}
     if patients is not None:
         facts["patients"] = {
             "site": patients,
@@ -61,6 +62,24 @@ def facts_of(study: Study, wanted: Sequence[float], patients: int | None = None)
             "delta_is_small": plan.delta * patients * 10 < 1,
         }
     return facts
+
+
+def _signal_to_noise(study: Study, deviation: float, size: int) -> dict[str, float]:
+    clip, sites = study.privacy.clip, study.sites.quorum
+    if study.privacy.mechanism == "episode-clip":
+        parts = study.episodes.per_round
+        return {
+            "site": signal_to_noise(parts, deviation, clip, size),
+            "quorum": signal_to_noise(parts, deviation, clip, size, sites),
+        }
+    sums = sums_of(study)
+    # As many patients as the study divides by, all their terms in one direction.
+    longest = 1 + sums.curved * sums.steps * sums.rate
+    return {
+        "inner": signal_to_noise(sums.support_patients, sums.support_noise, clip, size),
+        "site": signal_to_noise(1, sums.reply_noise, longest * clip, size),
+        "quorum": signal_to_noise(1, sums.reply_noise, longest * clip, size, sites),
+    }
 
 
 def in_words(study: Study, facts: dict[str, Any]) -> Iterator[str]:
@@ -74,11 +93,20 @@ def in_words(study: Study, facts: dict[str, Any]) -> Iterator[str]:
     if plan.research:
         yield "                   what follows holds for the same study without privacy.research"
     cost, ratio = facts["epsilon"], facts["signal_to_noise"]
-    yield f"  mechanism        {plan.mechanism}: {parts} clipped to {plan.clip:g}, sampling rate {plan.sampling:g}"
-    yield (
-        f"  noise            {plan.noise:g} x sensitivity {facts['sensitivity']:g} = deviation "
-        f"{facts['noise_deviation']:g}, by the site, before anything leaves it"
-    )
+    if sums := facts.get("sums"):
+        taken = f"{sums['steps']} inner, {'as many back, ' if sums['curved'] else ''}one of queries"
+        yield f"  mechanism        patient-clip, sampling rate {plan.sampling:g}: sums over patients, {taken}"
+        yield f"                   every patient's term in each is clipped to {plan.clip:g}"
+        yield (
+            f"  noise            deviation {facts['noise_deviation']:g} on the sum of queries, "
+            f"{sums['support_noise']:.4g} on each other one, by the site, before anything leaves it"
+        )
+    else:
+        yield f"  mechanism        {plan.mechanism}: {parts} clipped to {plan.clip:g}, sampling rate {plan.sampling:g}"
+        yield (
+            f"  noise            {plan.noise:g} x sensitivity {facts['sensitivity']:g} = deviation "
+            f"{facts['noise_deviation']:g}, by the site, before anything leaves it"
+        )
     yield f"  epsilon          {rounded_up(cost['study'])} per patient and study, at delta {plan.delta:g}"
     yield f"                   {rounded_up(cost['round'])} for one round"
     yield (
@@ -91,13 +119,17 @@ def in_words(study: Study, facts: dict[str, Any]) -> Iterator[str]:
         f"  signal to noise  {ratio['site']:.2g} at most in a site's reply of {facts['numbers']:,} numbers, "
         f"{ratio['quorum']:.2g} in the mean of {study.sites.quorum}"
     )
+    if "inner" in ratio:
+        yield f"                   {ratio['inner']:.2g} at most in an inner step"
     for wanted, noise in facts["noise_for"].items():
         yield f"  epsilon {wanted:<8} needs privacy.noise = {noise:g}"
     if about := facts.get("patients"):
-        yield (
-            f"  with {about['site']} patients: {about['round']:.3g} in a round, {about['episode']:.3g} in an episode, "
-            "on average"
-        )
+        there = f"  with {about['site']} patients: {about['round']:.3g} in a round"
+        if sums:
+            divided = sums["support_patients"] + sums["query_patients"]
+            yield f"{there} on average; the study's shots and queries are for {divided}"
+        else:
+            yield f"{there}, {about['episode']:.3g} in an episode, on average"
         if not about["delta_is_small"]:
             yield f"  warning: delta should be below 1 / (10 x patients), {0.1 / about['site']:.1g}"
     yield "  It covers one site: someone who is a patient at several pays at each. See docs/privacy.md."

@@ -14,6 +14,7 @@ from common.errors import ContractError, RoundError
 from common.meta import flatten, head_size, make_learner, unflatten
 from common.meta.local_only import LocalOnly
 from common.models import build
+from common.privacy.site_task import check_network
 from common.privacy.statement import guarantee
 from common.study import Study
 from server.aggregation import Aggregator, explain_need, sites_needed
@@ -43,6 +44,7 @@ def initial_theta(study: Study) -> dict[str, Tensor]:
     dtype = torch.float64 if study.wire.dtype == "float64" else torch.float32
     classes = head_size(study.algorithm, study.episodes)
     network = build(study.model, classes=classes, seed=study.study.seed, dtype=dtype)
+    check_network(study, network)
     return make_learner(study.algorithm).theta(network)
 
 

@@ -13,6 +13,7 @@ from client.finding import as_dicts, lines, worst
 from common.console import plain_errors
 from common.errors import StudyError
 from common.paths import home
+from common.privacy.statement import guarantee
 from common.study import Study
 
 __all__ = ["doctor", "preview", "read_study"]
@@ -112,7 +113,4 @@ def preview(
     print("in these objects of Flower's:")
     for name, data in passed.objects.items():
         print(f"  {kinds[name]:<12} {len(data):>10} bytes  {name}")
-    print(f"the round took {found.seconds:.1f} s; privacy: {_PRIVACY[plan.privacy.mechanism]}")
-
-
-_PRIVACY = {"none": "no formal guarantee (privacy.mechanism = 'none')"}
+    print(f"the round took {found.seconds:.1f} s; privacy: {guarantee(plan)}")

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from client.data.catalogue import open_catalogue
 from client.data.keys import load_key
 from client.data.report import offer
@@ -46,6 +48,7 @@ def study(plan: Study, site: Path) -> Iterator[Finding]:
     """Look whether the site has pixels prepared for a study, and can draw its episodes."""
     from client.data.episodes import draw
     from client.session import open_session
+    from client.site_task import people
 
     name = plan.study.id
     try:
@@ -56,6 +59,12 @@ def study(plan: Study, site: Path) -> Iterator[Finding]:
     yield Finding("cache", "ok", f"{name}: {len(session.site.slots)} pictures are prepared")
     if session.held_out:
         yield Finding("episodes", "ok", f"{name}: this site never trains; it is evaluated")
+        return
+    if plan.privacy.mechanism == "patient-clip":  # without episodes: every training patient is a term of a sum
+        if people(session.site, plan, 1, np.ones(len(session.site.keys), np.bool_)) is None:
+            yield Finding("episodes", "fail", f"{name}: no training patient has an image of the study's classes")
+        else:
+            yield Finding("episodes", "ok", f"{name}: there are training patients")
         return
     generator = session.site.generator("doctor", plan.digest)
     try:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from common import figures
 from common.errors import DeviceError
+from common.meta import patients
 from common.meta.autodiff import EAGER, FUNCTIONAL, Autodiff
 from common.meta.episodes import Batch, Episodes, accuracy, cross_entropy
 from common.meta.fedavg import FedAvg
@@ -109,7 +110,7 @@ class Engine:
     precision: Literal["full", "bf16"] = "full"
     vectorise: bool | None = None
     chunk: int | None = None
-    _fits: dict[tuple[int, ...], int] = field(default_factory=dict, repr=False, compare=False)
+    _fits: dict[tuple[object, ...], int] = field(default_factory=dict, repr=False, compare=False)
     _idle: list[Network] = field(default_factory=list, init=False, repr=False, compare=False)  # copies not in use
 
     def meta_gradient(
@@ -136,7 +137,7 @@ class Engine:
         for part in self._gradients(theta, episodes, reduce):
             losses.append(part.loss)
             hits.append(part.accuracy)
-            for row in torch.cat([g.reshape(len(g), -1) for g in part.gradient.values()], 1):
+            for row in _rows(part.gradient):
                 if rows and reduce == "mean":  # one by one, in task order: the same sum whatever the workers
                     rows[0] += row
                 else:
@@ -145,6 +146,41 @@ class Engine:
         if reduce == "none":
             return MetaGradient(torch.stack(rows), loss, hit)
         return MetaGradient(rows[0] / len(loss), loss.mean(), hit.mean())
+
+    def patient_gradients(self, at: Theta, people: Episodes) -> Iterator[MetaGradient]:
+        """Yield every patient's own gradient ``[D]``, loss and accuracy at some parameters, on the CPU.
+
+        Parameters
+        ----------
+        at : Theta
+            Any parameters of the network; their floating-point type is the type of the computation.
+        people : Episodes
+            P patients as tasks: the support set of each is the patient's images, and the query set is not looked at.
+        """
+
+        def work(network: Network, at: Theta, patient: Episodes, autodiff: Autodiff) -> EpisodeGradient:
+            return patients.gradient(network, at, patient.support, autodiff)
+
+        for part in self._tasks(at, people, work, "patients.gradient"):
+            yield from map(MetaGradient, _rows(part.gradient), part.loss, part.accuracy)
+
+    def patient_products(self, at: Theta, along: Theta, people: Episodes) -> Iterator[Tensor]:
+        """Yield the Hessian of every patient's own loss at some parameters times a vector: ``[D]``, on the CPU.
+
+        Parameters
+        ----------
+        at, people
+            As in `patient_gradients`.
+        along : Theta
+            The vector, with the names and shapes of ``at``.
+        """
+
+        def work(network: Network, at: Theta, patient: Episodes, autodiff: Autodiff) -> tuple[dict[str, Tensor]]:
+            here = {name: t.to(patient.support.x.device) for name, t in along.items()}
+            return (patients.product(network, at, here, patient.support, autodiff),)
+
+        for (part,) in self._tasks(at, people, work, "patients.product"):
+            yield from _rows(part)
 
     def scores(self, theta: Theta, episodes: Episodes, steps: int) -> Scores:
         """Return every task's query scores after ``steps`` steps on its support set, on the CPU."""
@@ -174,9 +210,13 @@ class Engine:
             return self._map(theta, episodes, self._sequence(learner), episodes.n_tasks)
         if not isinstance(learner, InnerLoop | Reptile):
             raise DeviceError(f"{learner.name} shares nothing between sites: it has no meta-gradient")
-        work = learner.episode_gradient
+        return self._tasks(theta, episodes, learner.episode_gradient, "episode_gradient")
+
+    def _tasks(self, theta: Theta, episodes: Episodes, work: TaskWork[Result], name: str) -> Iterator[Result]:
+        """Yield some work's results of all tasks, by the way that suits the device; the name is for its memory."""
         if self.devices[0].type == "cuda" if self.vectorise is None else self.vectorise:
-            return self._map(theta, episodes, _vectorised(work), self._chunk(theta, episodes, _vectorised(work)))
+            together = _vectorised(work)
+            return self._map(theta, episodes, together, self._chunk(theta, episodes, together, name))
         return self._map(theta, episodes, self._eager(work), 1)
 
     def _eager(self, work: TaskWork[Result]) -> ChunkWork[Result]:
@@ -243,13 +283,13 @@ class Engine:
         except IndexError:
             return deepcopy(self.network).to("meta")
 
-    def _chunk(self, theta: Theta, episodes: Episodes, work: ChunkWork[EpisodeGradient]) -> int:
+    def _chunk(self, theta: Theta, episodes: Episodes, work: ChunkWork[Result], name: str) -> int:
         """Return how many tasks one ``vmap`` takes: as asked, or as one task's measured peak lets fit."""
         device = self.devices[0]
         share = -(-episodes.n_tasks // len(self.devices))
         if self.chunk is not None or device.type != "cuda":
             return self.chunk or share
-        key = (*episodes.support.x.shape[1:], *episodes.query.x.shape[1:])
+        key = (name, *episodes.support.x.shape[1:], *episodes.query.x.shape[1:])
         if key not in self._fits:
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
@@ -276,8 +316,8 @@ def _single_threaded() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _vectorised(work: TaskWork[EpisodeGradient]) -> ChunkWork[EpisodeGradient]:
-    def run(network: Network, theta: Theta, chunk: Episodes) -> EpisodeGradient:
+def _vectorised(work: TaskWork[Result]) -> ChunkWork[Result]:
+    def run(network: Network, theta: Theta, chunk: Episodes) -> Result:
         support, query = _unmasked(chunk.support), _unmasked(chunk.query)
         ragged = support.mask is not None or query.mask is not None
         if ragged and network.body.mixes_rows and not network.body.takes_mask:
@@ -285,15 +325,20 @@ def _vectorised(work: TaskWork[EpisodeGradient]) -> ChunkWork[EpisodeGradient]:
                 "ragged episodes on a network with batch statistics and no masks: use model.norm = 'group'"
             )
 
-        def one(task: Episodes) -> EpisodeGradient:
+        def one(task: Episodes) -> Result:
             return work(network, theta, task, FUNCTIONAL)
 
         task = Episodes(support, query, chunk.classes)
         axes = tree_map(lambda leaf: None if leaf is None else 0, task)
-        out: EpisodeGradient = torch.vmap(one, in_dims=(axes,))(task)
+        out: Result = torch.vmap(one, in_dims=(axes,))(task)
         return out
 
     return run
+
+
+def _rows(parts: Theta) -> Tensor:
+    """Return tensors with a leading task axis as one row ``[D]`` a task."""
+    return torch.cat([t.reshape(len(t), -1) for t in parts.values()], 1)
 
 
 def _unmasked(batch: Batch) -> Batch:

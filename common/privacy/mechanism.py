@@ -32,8 +32,8 @@ Source = Callable[[int], bytes]
 #: Steps of the grid in one clip bound.
 STEPS = 2**16
 
-#: How far one patient more or less moves a mechanism's sum, in clip bounds.
-SENSITIVITY: Mapping[str, float] = {"episode-clip": 2.0}
+#: How far one patient more or less moves a mechanism's sum, or each of its sums, in clip bounds.
+SENSITIVITY: Mapping[str, float] = {"episode-clip": 2.0, "patient-clip": 1.0}
 
 # Rounding in float64 cannot make up for as much as this.
 _SLACK = 1 - 2.0**-40

@@ -24,7 +24,12 @@ class _Conv4(nn.Module):
         super().__init__()
         sizes = (case.channels, *[case.width] * 4)
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(sizes))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(case.width, track_running_stats=False) for _ in range(4))
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(case.width, track_running_stats=False)
+            if case.norm == "batch"
+            else nn.GroupNorm(8, case.width)
+            for _ in range(4)
+        )
         self.head = nn.Linear(case.width * (case.size // 16) ** 2, WAYS)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def noise_reused(patch: Patch) -> None:
 
         return draw
 
-    patch.setattr(privacy, "_source", source)
+    patch.setattr(privacy, "noise_source", source)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from common.models.network import Network, Theta
 from common.study import Study
 from tests.client.hospitals import tiny_study
 
-__all__ = ["Hashed", "Recogniser", "private_study", "session_of", "ward", "without"]
+__all__ = ["Hashed", "Recogniser", "patient_study", "private_study", "result", "session_of", "ward", "without"]
 
 _PRIVATE: Mapping[str, bool | int | float | str] = {
     "algorithm.name": "fomaml",
@@ -40,10 +40,22 @@ _PRIVATE: Mapping[str, bool | int | float | str] = {
     "privacy.delta": 1e-5,
     "privacy.figures": "withheld",
 }
+_BY_PATIENT: Mapping[str, bool | int | float | str] = {
+    "algorithm.name": "maml",
+    "model.norm": "group",
+    "episodes.labels": "fixed",
+    "episodes.per-round": 1,
+    "privacy.mechanism": "patient-clip",
+}
 
 
 def private_study(changes: Mapping[str, bool | int | float | str] | None = None) -> Study:
     return tiny_study({**_PRIVATE, **(changes or {})})
+
+
+def patient_study(changes: Mapping[str, bool | int | float | str] | None = None) -> Study:
+    """Return the same with the other mechanism: the site is one task."""
+    return private_study({**_BY_PATIENT, **(changes or {})})
 
 
 def ward(folder: Path, patients: Sequence[tuple[int, str, int]], *, size: int = 16) -> Site:
@@ -121,7 +133,7 @@ class Hashed(Fomaml):
         size = sum(t.numel() for t in theta.values())
         # Few directions, so that vectors are often opposite.
         vector = generator.choice([-1.0, 1.0]) * np.eye(1, size, int(generator.integers(2)))[0] * length
-        return _result(theta, torch.from_numpy(vector))
+        return result(theta, torch.from_numpy(vector))
 
 
 @dataclass(frozen=True)
@@ -143,10 +155,11 @@ class Recogniser(Fomaml):
         if mode == "learn":
             self.known.add(seen)
         sign = 1.0 if mode == "calm" or seen in self.known else -1.0
-        return _result(theta, torch.full_like(flatten(theta), 10 * sign))
+        return result(theta, torch.full_like(flatten(theta), 10 * sign))
 
 
-def _result(theta: Theta, vector: Tensor) -> EpisodeGradient:
+def result(theta: Theta, vector: Tensor) -> EpisodeGradient:
+    """Return a vector ``[D]`` as what a learner gives for a task."""
     sizes = [t.numel() for t in theta.values()]
     parts = torch.split(vector.to(torch.float32), sizes)
     gradient = {name: part.view(t.shape) for (name, t), part in zip(theta.items(), parts, strict=True)}

@@ -80,6 +80,14 @@ _PRIVATE = {
     "privacy.delta": 1e-5,
     "privacy.figures": "withheld",
 }
+_BY_PATIENT: dict[str, Any] = {
+    **_PRIVATE,
+    "privacy.mechanism": "patient-clip",
+    "algorithm.name": "maml",
+    "model.norm": "group",
+    "episodes.labels": "fixed",
+    "episodes.held-out": "",
+}
 TOGETHER: dict[str, dict[str, Any]] = {
     "episodes.labels": {"episodes.held-out": ""},
     "sites.per-round": {"sites.quorum": 1},
@@ -278,6 +286,10 @@ MULTI_KRUM = {"aggregation.rule": "multi-krum", "aggregation.tolerated": 1, "agg
         ({"privacy.mechanism": "episode-clip"}, r"episode-clip needs privacy\.clip, above 0"),
         ({**_PRIVATE, "privacy.delta": 0.0}, r"episode-clip needs privacy\.delta"),
         ({**_PRIVATE, "privacy.figures": "sent"}, r"privacy\.figures are outside of episode-clip: set 'withheld'"),
+        ({**_BY_PATIENT, "privacy.clip": 0.0}, r"patient-clip needs privacy\.clip, above 0"),
+        ({**_BY_PATIENT, "model.norm": "batch"}, r"patient-clip needs model\.norm = 'group'"),
+        ({**_BY_PATIENT, "episodes.per-round": 2}, r"patient-clip needs episodes\.per-round = 1"),
+        ({**_BY_PATIENT, "episodes.labels": "shuffled"}, r"patient-clip needs episodes\.labels = 'fixed'"),
         ({"privacy.noise": 1.0}, r"privacy\.noise belongs to a mechanism"),
         ({"privacy.research": True}, r"privacy\.research belongs to a mechanism"),
         ({"aggregation.weights": "hospital-3=1"}, r"weights names a site of sites\.held-out.*\['hospital-3'\]"),
@@ -286,6 +298,16 @@ MULTI_KRUM = {"aggregation.rule": "multi-krum", "aggregation.tolerated": 1, "agg
 def test_values_that_do_not_fit_together_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(StudyError, match=message):
         DEFAULT.override(changes)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_only_learners_of_sums_over_patients_go_with_patient_clip(name: str) -> None:
+    changes = {**_BY_PATIENT, "algorithm.name": name}
+    if name in {"maml", "fomaml"}:
+        assert DEFAULT.override(changes).privacy.guaranteed
+    else:
+        with pytest.raises(StudyError, match=f"goes with maml and fomaml, not with {name}: .* 'episode-clip'"):
+            DEFAULT.override(changes)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -14,7 +14,7 @@ from server.cli import app
 from server.plan import facts_of, in_words
 from server.rounds import initial_theta
 
-PRIVATE = {
+PRIVATE: dict[str, bool | int | float | str] = {
     "study.id": "private",
     "study.rounds": 100,
     "model.width": 4,
@@ -56,6 +56,48 @@ def test_the_numbers_are_those_of_the_mechanism() -> None:
     }
     noise = facts["noise_for"]["3"]
     assert epsilon([Rounds(0.05, noise, 100)], 1e-5) == pytest.approx(3, rel=0.005)
+
+
+BY_PATIENT: dict[str, bool | int | float | str] = {
+    "algorithm.name": "maml",
+    "algorithm.inner-steps": 2,
+    "algorithm.inner-rate": 0.1,
+    "model.norm": "group",
+    "episodes.labels": "fixed",
+    "episodes.classes": "a,b,c",
+    "episodes.held-out": "",
+    "episodes.ways": 3,
+    "episodes.shots": 4,
+    "episodes.queries": 10,
+    "episodes.per-round": 1,
+    "privacy.mechanism": "patient-clip",
+}
+
+
+def test_the_numbers_are_those_of_patient_clip_too(tmp_path: Path) -> None:
+    plan = Study.from_run_config(PRIVATE | BY_PATIENT)
+    facts = facts_of(plan, [3.0], patients=840)
+    size = flatten(initial_theta(plan)).numel()
+    assert facts["epsilon"] == facts_of(study(), [3.0])["epsilon"]  # noise is in sensitivities with both
+    assert facts["sensitivity"] == 0.5  # a patient's term is there or not
+    assert facts["noise_deviation"] == pytest.approx(0.55)
+    assert facts["sums"]["support_noise"] == pytest.approx(0.55 * 2)  # a support patient is in four sums
+    assert (facts["sums"]["support_patients"], facts["sums"]["query_patients"]) == (12, 30)
+    ratio = facts["signal_to_noise"]
+    assert ratio["inner"] == pytest.approx(12 * 0.5 / (1.1 * sqrt(size)))
+    deviation = sqrt((0.55 / 30) ** 2 + 2 * (0.1 * 1.1 / 12) ** 2)
+    assert ratio["site"] == pytest.approx(0.5 * (1 + 2 * 0.1) / (deviation * sqrt(size)))
+    assert ratio["quorum"] == pytest.approx(sqrt(3) * ratio["site"])
+    text = run(tmp_path, plan, "--patients", "840")
+    assert "epsilon 2.89 at delta 1e-05 for every patient of a site over 100 rounds (patient-clip" in text
+    assert "deviation 0.55 on the sum of queries, 1.1 on each other one" in text
+    assert "with 840 patients: 42 in a round on average; the study's shots and queries are for 42" in text
+
+
+def test_the_first_order_says_what_it_takes() -> None:
+    plan = Study.from_run_config(PRIVATE | BY_PATIENT | {"algorithm.name": "fomaml"})
+    text = "\n".join(in_words(plan, facts_of(plan, [3.0])))
+    assert "sums over patients, 2 inner, one of queries" in text
 
 
 def run(tmp_path: Path, plan: Study, *arguments: str) -> str:

@@ -14,7 +14,9 @@ from server.record import run_folder
 from simulations.engines.inprocess import run_in_process
 from tests.client.hospitals import prepared, tiny_study
 
-PRIVATE: dict[str, bool | int | float | str] = {
+Changes = dict[str, bool | int | float | str]
+
+PRIVATE: Changes = {
     "study.rounds": 3,
     "episodes.per-round": 4,
     "privacy.mechanism": "episode-clip",
@@ -26,10 +28,28 @@ PRIVATE: dict[str, bool | int | float | str] = {
 }
 
 
+BY_PATIENT: Changes = {
+    **PRIVATE,
+    "privacy.mechanism": "patient-clip",
+    "algorithm.name": "maml",
+    "model.norm": "group",
+    "episodes.labels": "fixed",
+    "episodes.held-out": "",
+    "episodes.per-round": 1,
+}
+
+
+@pytest.fixture(params=[PRIVATE, BY_PATIENT], ids=["episode-clip", "patient-clip"])
+def private(request: pytest.FixtureRequest) -> Changes:
+    """A study by each of the mechanisms."""
+    changes: Changes = request.param
+    return changes
+
+
 @pytest.fixture
-def hospitals() -> Iterator[list[Site]]:
+def hospitals(private: Changes) -> Iterator[list[Site]]:
     """The prepared hospitals, nothing spent."""
-    sites = prepared(tiny_study(PRIVATE))
+    sites = prepared(tiny_study(private))
     ledgers = [site.folder / "ledger.sqlite" for site in sites]
     for ledger in ledgers:
         ledger.unlink(missing_ok=True)
@@ -44,9 +64,11 @@ def history(study: Study, capsys: pytest.CaptureFixture[str]) -> tuple[list[dict
     return [json.loads(line) for line in lines], capsys.readouterr().out
 
 
-def test_a_private_study_ends_with_a_result(hospitals: list[Site], capsys: pytest.CaptureFixture[str]) -> None:
-    lines, said = history(tiny_study(PRIVATE), capsys)
-    assert "at delta 1e-05 for every patient of a site over 3 rounds (episode-clip" in said
+def test_a_private_study_ends_with_a_result(
+    hospitals: list[Site], private: Changes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines, said = history(tiny_study(private), capsys)
+    assert f"at delta 1e-05 for every patient of a site over 3 rounds ({private['privacy.mechanism']}" in said
     for line in lines:
         assert line["sites"] == {f"hospital-{i}": {"loss": -1.0, "accuracy": -1.0} for i in range(3)}
     for site in hospitals[:3]:
@@ -57,11 +79,11 @@ def test_a_private_study_ends_with_a_result(hospitals: list[Site], capsys: pytes
 
 
 def test_a_site_without_budget_is_named_and_the_others_go_on(
-    hospitals: list[Site], capsys: pytest.CaptureFixture[str]
+    hospitals: list[Site], private: Changes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with open_ledger(hospitals[0].folder) as ledger:
         ledger.set_limit(Limit(0.01, 1e-5))
-    lines, _ = history(tiny_study({**PRIVATE, "study.seed": 1, "sites.rest-after": 100}), capsys)
+    lines, _ = history(tiny_study({**private, "study.seed": 1, "sites.rest-after": 100}), capsys)
     assert len(lines) == 3
     for line in lines:
         (out,) = line["out"]
@@ -70,9 +92,9 @@ def test_a_site_without_budget_is_named_and_the_others_go_on(
 
 
 def test_with_the_research_switch_the_same_study_gives_the_same_theta(
-    hospitals: list[Site], capsys: pytest.CaptureFixture[str]
+    hospitals: list[Site], private: Changes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = tiny_study({**PRIVATE, "privacy.research": True, "privacy.figures": "sent"})
+    study = tiny_study({**private, "privacy.research": True, "privacy.figures": "sent"})
     thetas = []
     for _ in range(2):
         run_id, _ = run_in_process(study)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from common.errors import DeviceError, RoundError
-from simulations.bench import engine, ingest, scale, server
+from simulations.bench import engine, ingest, perpatient, scale, server
 from simulations.bench.cases import CASES, Case, tiny
 from simulations.bench.timing import Timed, race
 
@@ -119,3 +120,29 @@ def test_who_does_not_compute_the_mean_is_not_timed() -> None:
     assert checks["wardround"].check < 1e-7  # added in float64
     with pytest.raises(RoundError, match="plain loop does not compute"):
         server.judge({"plain loop": Timed(check=0.5)})
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # inside of torch.func.jvp
+@pytest.mark.parametrize("name", ["wardround", "vmap(grad)", "wardround, product", "vmap(jvp(grad)), product"])
+@pytest.mark.parametrize("network", perpatient.NETWORKS)
+def test_every_rival_computes_the_patients_rows(name: str, network: str) -> None:
+    case = replace(tiny(perpatient.NETWORKS[network]), tasks=3)
+    perpatient.judge({name: Timed(check=perpatient.Contender(name, case, 1).check())})
+
+
+def test_who_computes_other_rows_is_not_timed() -> None:
+    with pytest.raises(DeviceError, match="opacus does not compute the patients' rows in float64"):
+        perpatient.judge({"opacus": Timed(check={"float64": [1e-15, 1e-6]})})
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_patients_runs_and_says_where_opacus_is_not_there(tmp_path: Path) -> None:
+    out = tmp_path / "perpatient.json"
+    result = CliRunner().invoke(perpatient.app, ["--quick", "--networks", "conv4", "--json", str(out)])
+    assert result.exit_code == 0, result.output
+    measured = json.loads(out.read_text())["networks"]["conv4"]
+    there = find_spec("opacus") is not None
+    assert measured["reference"] == ("opacus" if there else "vmap(grad)")
+    assert ("say nothing about Opacus" in result.output) != there
+    assert len(measured["rivals"]["wardround, product"]["seconds"]) == 2
+    assert max(measured["rivals"]["wardround"]["errors_float64"]) < 1e-9

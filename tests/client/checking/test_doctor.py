@@ -74,6 +74,18 @@ def test_each_thing_that_is_wrong_is_said(site: Path, study: Study) -> None:
     assert found(site)["catalogue"].state == "fail"
 
 
+def test_a_site_that_is_one_task_needs_no_episodes(site: Path, study: Study) -> None:
+    numbers: dict[str, float | str] = {"clip": 1.0, "noise": 1.0, "sampling": 0.1, "delta": 1e-5, "figures": "withheld"}
+    plan = study.override(
+        {f"privacy.{key}": value for key, value in numbers.items()}
+        | {"privacy.mechanism": "patient-clip", "algorithm.name": "maml", "model.norm": "group"}
+        | {"episodes.labels": "fixed", "episodes.held-out": "", "episodes.per-round": 1}
+    )
+    one = plan.override({"episodes.classes": "a,x", "episodes.ways": 2})
+    none = plan.override({"episodes.classes": "x,y", "episodes.ways": 2})
+    assert [found(site, p)["episodes"].state for p in (plan, one, none)] == ["ok", "ok", "fail"]
+
+
 def test_a_split_that_leaks_fails(site: Path) -> None:
     with open_catalogue(site / "catalogue.sqlite", new={}) as catalogue, catalogue.transaction():
         catalogue.note("leaks", "2")

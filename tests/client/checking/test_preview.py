@@ -1,6 +1,7 @@
 """A preview shows what a site would send, to the byte, and sends nothing."""
 
 import json
+import shutil
 import socket
 from hashlib import sha256
 from pathlib import Path
@@ -70,6 +71,30 @@ def test_a_person_sees_every_number_and_every_object(study: Study, folder: Path,
     shown = call(study, tmp_path, folder)
     for word in ("nothing was sent", "loss", "accuracy", "meta_gradient", "ArrayChunk", "no formal guarantee"):
         assert word in shown
+
+
+@pytest.mark.parametrize("mechanism", ["episode-clip", "patient-clip"])
+def test_a_private_study_says_what_it_guarantees(mechanism: str, tmp_path: Path) -> None:
+    plan: dict[str, float | str] = {
+        "mechanism": mechanism,
+        "clip": 0.5,
+        "noise": 1.0,
+        "sampling": 1.0,
+        "delta": 1e-5,
+        "figures": "withheld",
+    }
+    changes: dict[str, float | str] = {
+        "algorithm.name": "maml",
+        "model.norm": "group",
+        "episodes.labels": "fixed",
+        "episodes.held-out": "",
+    }
+    private = tiny_study({f"privacy.{key}": value for key, value in plan.items()} | changes | {"episodes.per-round": 1})
+    folder = Path(shutil.copytree(prepared(private)[1].folder, tmp_path / "site"))
+    (folder / "ledger.sqlite").unlink(missing_ok=True)
+    shown = call(private, tmp_path, folder)
+    assert f"for every patient of a site over 2 rounds ({mechanism}" in shown
+    assert "no formal guarantee" not in shown
 
 
 def test_what_is_missing_is_said(study: Study, folder: Path, tmp_path: Path) -> None:
