@@ -1,0 +1,125 @@
+"""The gateway as a web server on this machine's loopback, to which the site's SuperNode connects."""
+
+import ipaddress
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import uvicorn
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from client.gateway.fleet import LARGEST_REQUEST
+from client.gateway.gateway import Gateway, Settings
+from common.errors import FleetError, WardroundError
+
+__all__ = ["application", "serve"]
+
+#: Longer than Flower's client keeps a connection that it does not use.
+_KEEP_SECONDS = 120
+
+_STOP_SECONDS = 5
+_CONNECTIONS = 64
+
+
+def serve(settings: Settings, listen: str) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises
+    ------
+    FleetError
+        The address is not one of the loopback.
+    MembershipError, AuditError, StorageError
+        As `client.gateway.gateway.Gateway` raises them.
+    """
+    host, port = _loopback(listen)
+    gateway = Gateway(settings, _say)
+    config = uvicorn.Config(
+        application(gateway),
+        host=host,
+        port=port,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=_KEEP_SECONDS,
+        timeout_graceful_shutdown=_STOP_SECONDS,
+    )
+    # uvicorn raises the signal that ended it once more when it has closed everything.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    _say(f"open for a SuperNode at {listen}")
+    uvicorn.Server(config).run()
+    _say("closed")
+
+
+def application(gateway: Gateway) -> Starlette:
+    """Return the web application."""
+
+    async def fleet(request: Request) -> Response:
+        try:
+            if request.headers.get("content-type") != PROTOBUF_MEDIA_TYPE:
+                raise FleetError("refused: Flower's calls are protobuf", 415)
+            answer = await gateway.answer(request.path_params["call"], await _body(request))
+        except FleetError as error:
+            return PlainTextResponse(f"{error}\n", error.status)
+        except WardroundError as error:
+            return PlainTextResponse(f"{error}\n", 503)
+        except ClientDisconnect:
+            return PlainTextResponse("gone\n", 400)
+        return Response(answer, media_type=PROTOBUF_MEDIA_TYPE)
+
+    async def health(_: Request) -> Response:
+        good, word = gateway.health()
+        return PlainTextResponse(f"{word}\n", 200 if good else 503)
+
+    async def other(_: Request) -> Response:
+        return PlainTextResponse("refused: the gateway answers Flower's fleet calls and nothing else\n", 403)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with gateway:
+            yield
+
+    routes = [
+        Route("/health", health, methods=["GET"]),
+        Route("/v1/fleet/{call}", fleet, methods=["POST"]),
+        Route("/{rest:path}", other, methods=["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan)
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > LARGEST_REQUEST:
+            raise FleetError(f"refused: a call has at most {LARGEST_REQUEST} bytes", 413)
+    return bytes(body)
+
+
+def _loopback(listen: str) -> tuple[str, int]:
+    match = re.fullmatch(r"\[?([0-9A-Fa-f.:]+?)\]?:([0-9]{1,5})", listen)
+    try:
+        if match and ipaddress.ip_address(match[1]).is_loopback and 0 < int(match[2]) < 65536:
+            return match[1], int(match[2])
+    except ValueError:
+        pass
+    raise FleetError(
+        f"not an address of this machine's loopback: {listen!r}; say 127.0.0.1:PORT, because whoever reaches the "
+        "gateway speaks for this site"
+    )
+
+
+def _say(line: str) -> None:
+    print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} gateway: {line}", file=sys.stderr, flush=True)
