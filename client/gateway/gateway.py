@@ -13,48 +13,33 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from flwr.app import Metadata
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, ErrorCode
-from flwr.common.serde import run_from_proto
 from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Proto
 
 from client.files import write_whole
-from client.gateway.approvals import (
-    approved_study,
-    bundle_bytes,
-    must_be_approved,
-    note_bundle,
-    note_study,
-)
+from client.gateway.approvals import bundle_bytes, must_be_approved
 from client.gateway.audit import Event
 from client.gateway.books import Books
-from client.gateway.bundle import read_bundle, run_config
 from client.gateway.cli import audit_path
 from client.gateway.egress import Passed, examine, largest
 from client.gateway.fleet import CALLS, Upstream
-from client.gateway.incoming import Handed, metadata_of, names, open_message
+from client.gateway.inbox import Inbox, Run
+from client.gateway.incoming import Handed
 from client.gateway.outbox import Outbox, push
 from client.gateway.outgoing import Outgoing
 from client.gateway.switch import paused, prepare_switch
 from client.membership.store import identity, joined
-from common.canonical import sha256_hex
-from common.errors import ContractError, EgressError, FleetError, MembershipError, WardroundError
-from common.study import Study
+from common.errors import EgressError, FleetError, MembershipError, WardroundError
 
 __all__ = ["Gateway", "Settings"]
 
 #: How long a node that asks for a message waits for the one that is being fetched; Flower asks again every 3 s.
 _PATIENCE_SECONDS = 2.0
-
-#: How long a call is tried again while the edge is away.
-_TRY_SECONDS = 60.0
 
 #: The same message is shown to a node so often.
 _TIMES = 3
@@ -64,10 +49,6 @@ _UNANSWERED = 8
 
 #: Calls per second that cause one to the edge, and how many may come at once.
 _RATE, _BURST = 10.0, 40.0
-
-_RUNS = 64
-
-Found = TypeVar("Found", bound=Proto)
 
 
 @dataclass(frozen=True)
@@ -87,13 +68,6 @@ class Settings:
     site: Path
     proxy: str | None
     daily: int
-
-
-@dataclass(frozen=True)
-class _Run:
-    proto: run_pb2.Run
-    bundle: str
-    study: Study
 
 
 class Gateway:
@@ -119,11 +93,10 @@ class Gateway:
         books = Books(audit_path(self._site), identity(self._site), settings.daily, _utc)
         self._out = Outbox(books, self._push, lambda: paused(self._site), say)
         self._node = self._known_node()
-        self._runs: dict[int, _Run] = {}
-        self._admitted: set[int] = set()
+        self._inbox = Inbox(self._site, self._out)
         self._handed: dict[str, Handed] = {}
         self._outgoing: dict[str, Outgoing] = {}
-        self._fetching: asyncio.Task[None] | None = None
+        self._fetching: asyncio.Task[Handed | None] | None = None
         self._tokens, self._counted = _BURST, time.monotonic()
         self._answers: Mapping[str, Callable[[Any], Awaitable[Proto]]] = {
             "register-node": self._register,
@@ -224,12 +197,13 @@ class Gateway:
         self._forget()
         if self._waiting() is None and len(self._handed) < _UNANSWERED:
             if self._fetching is None:
-                self._fetching = asyncio.create_task(self._fetch(self._refreshed(), node))
+                self._fetching = asyncio.create_task(self._inbox.fetch(self._refreshed(), node))
             fetching = self._fetching
             await asyncio.wait({fetching}, timeout=_PATIENCE_SECONDS)
             if fetching.done():
                 self._fetching = None
-                fetching.result()
+                if handed := fetching.result():
+                    self._handed[handed.asked.metadata.message_id] = handed
         handed = self._waiting()
         if handed is None:
             return fleet_pb2.PullMessagesResponse()
@@ -259,81 +233,6 @@ class Gateway:
             handed.objects.clear()
         return message_pb2.ConfirmMessageReceivedResponse()
 
-    async def _fetch(self, upstream: Upstream, node: int) -> None:
-        """Take the next message for this site and judge it."""
-        ask = fleet_pb2.PullMessagesRequest(node=Node(node_id=node))
-        found = await upstream.call(ask, fleet_pb2.PullMessagesResponse)
-        if not found.messages_list:
-            return
-        proto, metadata = found.messages_list[0], None
-        study = ""
-        try:
-            metadata = metadata_of(proto, node)
-            if len(found.messages_list) != 1 or len(found.message_object_trees) != 1:
-                raise ContractError("the coordinator sends one message at a time, with its tree of objects", "tree")
-            run = await self._run(upstream, node, metadata.run_id)
-            study = run.study.digest
-            await self._take(upstream, node, run, metadata, proto, found.message_object_trees[0])
-        except FleetError as error:
-            if error.status == 403:  # the run is over
-                self._say(str(error))
-                return
-            self._refuse(metadata, error, study)
-        except WardroundError as error:
-            self._refuse(metadata, error, study)
-        except Exception as error:  # whatever it is, the run must not wait for this site
-            self._refuse(metadata, WardroundError(f"an unexpected {type(error).__name__}"), study)
-
-    async def _run(self, upstream: Upstream, node: int, number: int) -> _Run:
-        """Return a run, with the bundle kept and the study known."""
-        if number in self._runs:
-            return self._runs[number]
-        asked = run_pb2.GetRunRequest(node=Node(node_id=node), run_id=number)
-        proto = (await self._until_answered(upstream, asked, run_pb2.GetRunResponse)).run
-        run = run_from_proto(proto)
-        want = fab_pb2.GetFabRequest(node=Node(node_id=node), hash_str=run.fab_hash, run_id=number)
-        content = (await self._until_answered(upstream, want, fab_pb2.GetFabResponse)).fab.content
-        if run.run_id != number or sha256_hex(content) != run.fab_hash:
-            raise ContractError("the bundle that was sent is not the one that the run names", "bundle")
-        note_bundle(self._site, content, _utc())
-        study = Study.from_run_config(run_config(read_bundle(content), run.override_config))
-        note_study(self._site, study, _utc())
-        if len(self._runs) >= _RUNS:
-            self._runs.pop(next(iter(self._runs)))
-        self._runs[number] = _Run(proto, run.fab_hash, study)
-        return self._runs[number]
-
-    async def _take(
-        self, upstream: Upstream, node: int, run: _Run, metadata: Metadata, proto: ProtoMessage, tree: ObjectTree
-    ) -> None:
-        """Take a message's objects, where it may be shown to the node."""
-        number = metadata.run_id
-        received = message_pb2.ConfirmMessageReceivedRequest(
-            node=Node(node_id=node), run_id=number, message_object_id=metadata.message_id
-        )
-        try:
-            must_be_approved(self._site, upstream.member.manifest, run.bundle, run.study, _utc())
-        except WardroundError:
-            with suppress(FleetError):
-                await upstream.call(received, message_pb2.ConfirmMessageReceivedResponse)
-            raise
-        study, size = approved_study(self._site, run.study.digest)
-        objects: dict[str, bytes] = {}
-        for name in names(tree):
-            want = message_pb2.PullObjectRequest(node=Node(node_id=node), run_id=number, object_id=name)
-            found = await self._until_answered(upstream, want, message_pb2.PullObjectResponse)
-            if not found.object_available:
-                raise ContractError("an object of the message is not there", "object")
-            objects[name] = found.object_content
-        await self._until_answered(upstream, received, message_pb2.ConfirmMessageReceivedResponse)
-        asked = await asyncio.to_thread(open_message, metadata, objects, study, size)
-        if number not in self._admitted:
-            self._out.books.write(
-                Event(outcome="admitted", kind="code", study=study.digest, digest=run.bundle, run=number)
-            )
-            self._admitted.add(number)
-        self._handed[metadata.message_id] = Handed(proto, tree, asked, study, objects)
-
     def _waiting(self) -> Handed | None:
         """Return the message that the node has not taken yet."""
         for handed in list(self._handed.values()):
@@ -348,10 +247,10 @@ class Gateway:
         for handed in [handed for handed in self._handed.values() if handed.until < now]:
             self._done(handed)
 
-    def _run_of_node(self, number: int) -> _Run:
+    def _run_of_node(self, number: int) -> Run:
         if not any(handed.asked.metadata.run_id == number for handed in self._handed.values()):
             raise FleetError("refused: no message of this run was handed to this node", 403)
-        return self._runs[number]
+        return self._inbox.runs[number]
 
     # What is to leave.
 
@@ -373,7 +272,7 @@ class Gateway:
             elif collected.root != metadata.message_id:
                 raise EgressError("a message has one answer", "second-answer")
         except EgressError as error:
-            self._refuse_answer(handed, error)
+            self._refuse(handed, error)
             raise FleetError(f"refused: {error}", 403) from None
         return fleet_pb2.PushMessagesResponse(
             objects_to_push=sorted(collected.missing), session_id=collected.session, results={collected.root: 0}
@@ -388,7 +287,7 @@ class Gateway:
         try:
             stored = collected.add(request.session_id, request.object_id, request.object_content)
         except EgressError as error:
-            self._refuse_answer(handed, error)
+            self._refuse(handed, error)
             return message_pb2.PushObjectResponse(stored=False)
         if not collected.missing:
             stored = await self._judge(handed, collected)
@@ -397,43 +296,33 @@ class Gateway:
     async def _judge(self, handed: Handed, collected: Outgoing) -> bool:
         """Decide about a whole answer; say whether it leaves."""
         self._done(handed)
-        asked = handed.asked
+        asked, study = handed.asked, handed.study
+
+        def must_be_approved_still() -> None:
+            must_be_approved(self._site, self._upstreams[-1].member.manifest, handed.bundle, study, _utc())
+
         try:
-            passed = await asyncio.to_thread(
-                examine, handed.study, asked, collected.root, collected.objects, time.time()
-            )
-            self._out.books.reserve(handed.study.digest, passed.size, error=bool(passed.error))
+            passed = await asyncio.to_thread(examine, study, asked, collected.root, collected.objects, time.time())
+            self._out.books.reserve(study.digest, passed.size, error=bool(passed.error))
         except EgressError as error:
-            self._refuse_answer(handed, error, collected)
+            self._refuse(handed, error, collected)
             return False
-        self._out.send(passed, asked.metadata, handed.study.digest, asked.instruction.round)
+        self._out.send(passed, asked.metadata, study.digest, asked.instruction.round, must_be_approved_still)
         return True
 
-    def _refuse_answer(self, handed: Handed, error: EgressError, collected: Outgoing | None = None) -> None:
+    def _refuse(self, handed: Handed, error: EgressError, collected: Outgoing | None = None) -> None:
         asked = handed.asked
         self._done(handed)
-        size = sum(map(len, collected.objects.values())) if collected else 0
         about = Event(
             outcome="refused",
             kind=asked.instruction.kind,
-            why=error.why,
             study=handed.study.digest,
             digest=collected.root if collected else "",
             run=asked.metadata.run_id,
             round=asked.instruction.round,
-            size=size,
+            size=sum(map(len, collected.objects.values())) if collected else 0,
         )
-        self._say(f"run {about.run}, round {about.round}: an answer was refused ({error.why}): {error}")
-        if self._out.note(about):
-            self._out.error(asked.metadata, error.code, about.study, about.round)
-
-    def _refuse(self, metadata: Metadata | None, error: WardroundError, study: str) -> None:
-        """Refuse a message that came in."""
-        why = getattr(error, "why", "message")
-        run = metadata.run_id if metadata else 0
-        self._say(f"run {run}: a message was refused ({why}): {error}")
-        if self._out.note(Event(outcome="refused", kind="message", why=why, study=study, run=run)) and metadata:
-            self._out.error(metadata, error.code, study)
+        self._out.refuse(asked.metadata, error, about)
 
     def _give_up(self, handed: Handed, why: str) -> None:
         """Answer for a node that will not."""
@@ -466,17 +355,6 @@ class Gateway:
         except MembershipError as error:
             raise FleetError(str(error)) from None
         return self._upstreams[-1]
-
-    async def _until_answered(self, upstream: Upstream, request: Proto, kind: type[Found]) -> Found:
-        until, pause = time.monotonic() + _TRY_SECONDS, 0.25
-        while True:
-            try:
-                return await upstream.call(request, kind)
-            except FleetError as error:
-                if error.status == 403 or time.monotonic() + pause > until:
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 8.0)
 
     def _mine(self, node: int) -> int:
         """Return the number of this site's node, if it is the one that is given."""

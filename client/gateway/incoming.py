@@ -34,10 +34,12 @@ class Handed:
         Flower's, as they came.
     asked : Asked
         Its checked content.
-    study : Study
-        Which it belongs to.
+    study, bundle : Study, str
+        Which it belongs to, and the SHA-256 of the bundle that answers it.
     objects : dict
         Of the message, until the node has confirmed them.
+    confirmed : bool
+        Whether it has.
     times : int
         How often the node was told of it.
     """
@@ -46,6 +48,7 @@ class Handed:
     tree: ObjectTree
     asked: Asked
     study: Study
+    bundle: str
     objects: dict[str, bytes] = field(default_factory=dict)
     confirmed: bool = False
     times: int = 0

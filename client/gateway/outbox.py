@@ -24,8 +24,9 @@ _LONGEST_PAUSE_SECONDS = 20.0
 @dataclass(frozen=True)
 class _Leaving:
     passed: Passed
+    asked: Metadata
     event: Event
-    until: float
+    check: Callable[[], None]
 
 
 class Outbox:
@@ -53,8 +54,25 @@ class Outbox:
         self.books, self._push, self._paused, self._say = books, push, paused, say
         self._waiting: asyncio.Queue[_Leaving] = asyncio.Queue()
 
-    def send(self, passed: Passed, asked: Metadata, study: str, number: int) -> None:
-        """Let an answer leave that has been judged, and whose bytes are reserved."""
+    def send(
+        self, passed: Passed, asked: Metadata, study: str, number: int, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Let an answer leave that has been judged, and whose bytes are reserved.
+
+        Parameters
+        ----------
+        passed : Passed
+            The answer.
+        asked : Metadata
+            Of the message that it answers.
+        study : str
+            Its digest.
+        number : int
+            The round.
+        check : callable
+            Called again before the first byte leaves, which can be after a long pause. Raises `WardroundError` where it
+            must not leave any more.
+        """
         event = Event(
             outcome="sent",
             kind=passed.kind,
@@ -66,13 +84,20 @@ class Outbox:
             size=passed.size,
             norm=passed.norm,
         )
-        self._waiting.put_nowait(_Leaving(passed, event, asked.created_at + asked.ttl))
+        self._waiting.put_nowait(_Leaving(passed, asked, event, check))
 
     def error(self, asked: Metadata, code: int, study: str, number: int = 0) -> None:
         """Answer a message with a code."""
         passed = refusal(asked, code, time.time())
         self.books.reserve(study, passed.size, error=True)
         self.send(passed, asked, study, number)
+
+    def refuse(self, asked: Metadata, error: WardroundError, about: Event) -> None:
+        """Write down that something was refused, and answer with the error's code."""
+        why = getattr(error, "why", "message")
+        self._say(f"run {asked.run_id}, round {about.round}: refused ({why}): {error}")
+        if self.note(about.model_copy(update={"outcome": "refused", "why": why, "norm": 0.0})):
+            self.error(asked, error.code, about.study, about.round)
 
     def note(self, event: Event) -> bool:
         """Write a line into the audit log; say whether it is on the disk."""
@@ -94,8 +119,14 @@ class Outbox:
 
     async def _deliver(self, leaving: _Leaving) -> None:
         written, pause = False, 0.25
-        while time.time() < leaving.until:
+        until = leaving.asked.created_at + leaving.asked.ttl
+        while time.time() < until:
             if not self._paused():
+                try:
+                    leaving.check()
+                except WardroundError as error:
+                    self.refuse(leaving.asked, error, leaving.event)
+                    return
                 if not written and not self.note(leaving.event):
                     return
                 written = True
