@@ -49,7 +49,11 @@ Found = TypeVar("Found", bound=Proto)
 def bundle(study: Study = STUDY, **more: bytes) -> bytes:
     """Return a bundle as Flower makes it; ``more`` are files beside ``client/app.py``."""
     config = re.sub(r"^\[", "[tool.flwr.app.config.", study.toml(), flags=re.MULTILINE)
-    text = f'[tool.flwr.app]\npublisher = "p"\n[tool.flwr.app.config]\nresume = ""\ntrack = ""\n{config}'
+    text = (
+        '[project]\nname = "x"\nversion = "1"\n[tool.flwr.app]\npublisher = "p"\n[tool.flwr.app.components]\n'
+        'serverapp = "server.app:app"\nclientapp = "client.app:app"\n'
+        f'[tool.flwr.app.config]\nresume = ""\ntrack = ""\n{config}'
+    )
     files = {"pyproject.toml": text.encode(), "client/app.py": b"print('hello')\n"}
     files |= {name.replace("__", "/"): data for name, data in more.items()}
     out = io.BytesIO()

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import ssl
+from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -108,10 +109,8 @@ def test_a_call_shows_the_sites_certificate_and_nothing_but_the_headers_it_needs
         "flwr-public-key", "flwr-timestamp", "flwr-signature",
         "flwr-package-name", "flwr-package-version", "flwr-component-name",
     }  # fmt: skip
-    import base64
-
-    key = bytes_to_public_key(base64.b64decode(headers["flwr-public-key"]))
-    assert verify_signature(key, headers["flwr-timestamp"].encode(), base64.b64decode(headers["flwr-signature"]))
+    key = bytes_to_public_key(b64decode(headers["flwr-public-key"]))
+    assert verify_signature(key, headers["flwr-timestamp"].encode(), b64decode(headers["flwr-signature"]))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +183,7 @@ def test_a_pause_cuts_what_is_on_its_way(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by", ["option", "environment"])
 def test_a_proxy_is_used(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
-    port, asked = free_port(), []
+    port, asked, over = free_port(), [], asyncio.Event()
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     if by == "environment":
@@ -203,11 +202,14 @@ def test_a_proxy_is_used(world: World, tmp_path: Path, monkeypatch: pytest.Monke
             sink.close()
 
         await asyncio.gather(copy(reader, to), copy(there, writer), return_exceptions=True)
+        await asyncio.gather(to.wait_closed(), writer.wait_closed(), return_exceptions=True)
+        over.set()
 
     async def tell(upstream: Upstream) -> None:
         async with await asyncio.start_server(through, "127.0.0.1", port):
             assert (await upstream.call(BEAT, SendNodeHeartbeatResponse)).success
             await upstream.close()
+            await over.wait()
 
     story(world, tmp_path, Host(), tell, proxy=f"http://127.0.0.1:{port}" if by == "option" else None)
     assert asked == [["CONNECT", world.authority.manifest().edge]]
