@@ -162,22 +162,22 @@ def test_a_stock_node_trains_through_the_gateway_once_the_site_has_approved(
 
         with subtests.test("nothing that is not approved reaches the node"):
             folder = here.run(plan)
-            waiting = until(
-                lambda: [one for one in json.loads(here.site_says("approvals", "--json")) if one["state"] == "waiting"],
-                120,
-                lambda: here.log("gateway") + here.log("superlink"),
-            )
+            failure = folder / "failure.txt"
+            until(failure.exists, 120, lambda: here.log("gateway") + here.log("superlink"))
+            assert "has not approved" in failure.read_text()
+            waiting = json.loads(here.site_says("approvals", "--json"))
+            assert {one["state"] for one in waiting} == {"waiting"}
             assert {(one["kind"], one["digest"]) for one in waiting} == {
                 ("bundle", sha256_hex(fab)), ("study", study.digest),
             }  # fmt: skip
             assert not (tmp_path / "node" / "apps").exists()
             assert "Receiving" not in here.log("node")
 
-        with subtests.test("the same run goes on once it is approved"):
+        with subtests.test("what is approved runs"):
             for one in waiting:
                 here.site_says("approve", one["digest"])
             until(
-                lambda: (folder / "result.json").exists(),
+                (here.run(plan) / "result.json").exists,
                 200,
                 lambda: here.log("gateway") + here.log("node") + here.log("superlink"),
             )
