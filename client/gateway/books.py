@@ -6,9 +6,10 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
 
 from client.gateway.audit import AuditLog, Entry, Event, read_lines
-from common.errors import EgressError, StorageError
+from common.errors import AuditError, EgressError, StorageError
 
 __all__ = ["Books"]
 
@@ -38,7 +39,11 @@ class Books:
         self._log: AuditLog | None = AuditLog(path, key, clock())
         self._sent: Counter[tuple[str, str]] = Counter()
         for line in reversed(read_lines(path)[0]):  # what the log says was sent counts on after a restart
-            entry = Entry.model_validate_json(line)
+            try:
+                entry = Entry.model_validate_json(line)
+            except ValidationError:
+                self.close()
+                raise AuditError("the audit log was changed: `wardround-site audit verify` says where") from None
             if entry.at[:10] != self._day():
                 break
             if entry.event.outcome == "sent":

@@ -131,7 +131,8 @@ def refusal(asked: Metadata, code: int, now: float) -> Passed:
         The time, in seconds since 1970.
     """
     # An answer is not older than its message, whatever this site's clock says.
-    metadata = _expected(asked, round(max(now, asked.created_at), 6), now)
+    created = round(max(now, asked.created_at), 6)
+    metadata = _expected(asked, created, created)
     parts, root = _deflate(make_message(metadata, error=Error(code)))
     return Passed("error", root, parts, sum(map(len, parts.values())), error=code)
 

@@ -44,6 +44,9 @@ _PATIENCE_SECONDS = 2.0
 #: The same message is shown to a node so often.
 _TIMES = 3
 
+#: How long a gateway that is to end goes on sending what was judged.
+_FINISH_SECONDS = 3.0
+
 #: Messages that a node may have and not have answered. Flower's works on one.
 _UNANSWERED = 8
 
@@ -98,6 +101,7 @@ class Gateway:
         self._outgoing: dict[str, Outgoing] = {}
         self._fetching: asyncio.Task[Handed | None] | None = None
         self._tokens, self._counted = _BURST, time.monotonic()
+        self._last = ""
         self._answers: Mapping[str, Callable[[Any], Awaitable[Proto]]] = {
             "register-node": self._register,
             "unregister-node": self._unregister,
@@ -118,6 +122,7 @@ class Gateway:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._out.finish(_FINISH_SECONDS)
         for task in (self._worker, self._fetching):
             if task is not None:
                 task.cancel()
@@ -149,7 +154,14 @@ class Gateway:
             raise FleetError("refused: the call is not one of Flower's", 400) from None
         if name not in ("pull-object", "push-object"):
             self._slow_down()
-        return (await self._answers[name](request)).SerializeToString()
+        try:
+            answer = await self._answers[name](request)
+        except WardroundError as error:
+            if str(error) != self._last:  # a node asks again and again
+                self._last = str(error)
+                self._say(self._last)
+            raise
+        return answer.SerializeToString()
 
     # What the node asks about itself.
 
@@ -200,7 +212,7 @@ class Gateway:
                 self._fetching = asyncio.create_task(self._inbox.fetch(self._refreshed(), node))
             fetching = self._fetching
             await asyncio.wait({fetching}, timeout=_PATIENCE_SECONDS)
-            if fetching.done():
+            if fetching.done() and self._fetching is fetching:
                 self._fetching = None
                 if handed := fetching.result():
                     self._handed[handed.asked.metadata.message_id] = handed

@@ -33,6 +33,9 @@ _TRY_SECONDS = 60.0
 
 _RUNS = 64
 
+#: Bytes of a message beside its theta.
+_BESIDE = 2**20
+
 Found = TypeVar("Found", bound=Proto)
 
 
@@ -134,12 +137,16 @@ class Inbox:
             raise
         study, size = approved_study(self._site, run.study.digest)
         objects: dict[str, bytes] = {}
+        left = 8 * size + _BESIDE
         for name in names(tree):
             want = message_pb2.PullObjectRequest(node=Node(node_id=node), run_id=number, object_id=name)
             found = await self._until_answered(upstream, want, message_pb2.PullObjectResponse)
             if not found.object_available:
                 raise ContractError("an object of the message is not there", "object")
             objects[name] = found.object_content
+            left -= len(found.object_content)
+            if left < 0:
+                raise ContractError("the message has more bytes than any of its study", "size")
         await self._until_answered(upstream, received, message_pb2.ConfirmMessageReceivedResponse)
         asked = await asyncio.to_thread(open_message, metadata, objects, study, size)
         if number not in self._admitted:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flwr.app import Metadata
@@ -116,6 +117,14 @@ class Outbox:
                 await self._deliver(leaving)
             except Exception as error:  # the next answer is to leave all the same
                 self._say(f"run {leaving.event.run}: an answer was not sent ({type(error).__name__})")
+            finally:
+                self._waiting.task_done()
+
+    async def finish(self, seconds: float) -> None:
+        """Wait until everything has left, but not longer than some seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._waiting.join()
 
     async def _deliver(self, leaving: _Leaving) -> None:
         written, pause = False, 0.25

@@ -122,4 +122,6 @@ def _loopback(listen: str) -> tuple[str, int]:
 
 
 def _say(line: str) -> None:
-    print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} gateway: {line}", file=sys.stderr, flush=True)
+    # Some of what is said comes from the coordinator: it shall not move a terminal's cursor.
+    shown = "".join(letter if letter.isprintable() else " " for letter in line)
+    print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} gateway: {shown}", file=sys.stderr, flush=True)

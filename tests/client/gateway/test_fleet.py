@@ -88,6 +88,13 @@ async def listening(world: World, folder: Path, host: Host) -> AsyncIterator[Non
         yield
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return new_world(tmp_path / "world", "st-mary", edge=f"localhost:{free_port()}")
@@ -184,8 +191,6 @@ def test_a_pause_cuts_what_is_on_its_way(world: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize("by", ["option", "environment"])
 def test_a_proxy_is_used(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     port, asked, over = free_port(), [], asyncio.Event()
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
     if by == "environment":
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
 

@@ -19,7 +19,7 @@ from client.gateway.gateway import Gateway
 from client.gateway.switch import pause, resume
 from client.membership import store
 from common.canonical import sha256_hex
-from common.errors import ApprovalError, ContractError, EgressError, FleetError
+from common.errors import ApprovalError, AuditError, ContractError, EgressError, FleetError
 from server.consortium import members
 from tests.client.gateway.doubles import NODE, STUDY, D, NodeDouble, Setup, bundle, honest, question, set_up
 from tests.server.consortium.founded import NOW
@@ -421,6 +421,57 @@ def test_a_message_that_a_node_does_not_take_is_given_up(here: Setup) -> None:
         await until(here.link.answers)
 
     run(here, story)
+
+
+def test_a_clock_that_is_behind_the_coordinators_keeps_no_run_waiting(here: Setup) -> None:
+    here.reject(STUDY.digest)
+
+    async def story(_: Gateway, node: NodeDouble) -> None:
+        asked = question()
+        asked.metadata.created_at += 60
+        asked.metadata.__dict__["_message_id"] = asked.object_id
+        here.link.ask(asked)
+        assert await node.take() is None
+        await until(here.link.answers)
+        (answer,) = here.link.answers()
+        assert answer.metadata.created_at >= asked.metadata.created_at - 1e-6
+
+    run(here, story)
+
+
+def test_a_message_larger_than_any_of_its_study_is_not_taken(here: Setup) -> None:
+    async def story(_: Gateway, node: NodeDouble) -> None:
+        message = here.link.ask(question())
+        here.link.objects[message.metadata.message_id] = bytes(2**21)
+        assert await node.take() is None
+
+    assert ("refused", "message", "size") in outcomes(run(here, story))
+
+
+def test_what_was_judged_still_leaves_when_the_gateway_ends(here: Setup) -> None:
+    async def story(_: Gateway, node: NodeDouble) -> None:
+        here.link.ask(question())
+        message = await node.take()
+        assert message is not None
+        here.link.away = 1
+        assert await node.send(honest(message))
+
+    run(here, story)
+    assert here.link.answers()
+
+
+def test_a_log_whose_lines_were_changed_is_said(here: Setup) -> None:
+    async def story(_: Gateway, node: NodeDouble) -> None:
+        here.link.ask(question())
+        assert await node.take() is not None
+        await node.begin()
+
+    run(here, story)
+    path = audit_path(here.site)
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first.replace(b"{", b"[", 1) + b"".join(rest))
+    with pytest.raises(AuditError, match="verify"):
+        here.gateway()
 
 
 def test_calls_are_slowed_down(here: Setup) -> None:

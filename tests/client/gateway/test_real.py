@@ -74,7 +74,9 @@ class Real:
             FLWR_HOME=str(self.home), HOME=str(self.home), WARDROUND_HOME=str(self.home / "wardround")
         )
         # The node has no key, no certificate, and another home.
-        self.ours = flower_environment(FLWR_HOME=str(folder / "node"), HOME=str(folder / "node"))
+        self.ours = flower_environment(
+            FLWR_HOME=str(folder / "node"), HOME=str(folder / "node"), NO_PROXY="localhost,127.0.0.1"
+        )
 
     def superlink(self, stack: ExitStack) -> None:
         keys, port = self.edge.folder, self.edge.superlink.split(":")[1]
