@@ -36,6 +36,10 @@ def gateway(
         str | None,
         typer.Option(help="The hospital's HTTP proxy, as in http://proxy:3128.", show_default="$HTTPS_PROXY"),
     ] = None,
+    node_user: Annotated[
+        str | None,
+        typer.Option("--node-user", help="The user that runs the SuperNode; nobody else is answered (Linux)."),
+    ] = None,
     daily_bytes: Annotated[
         int, typer.Option("--daily-bytes", min=1, help="Bytes that may leave for one study in a day (UTC).")
     ] = 10 * 2**30,
@@ -49,7 +53,7 @@ def gateway(
     from client.gateway.gateway import Settings  # with Flower and a web server
     from client.gateway.serve import serve
 
-    serve(Settings((site or home() / "site").resolve(), proxy, daily_bytes), listen)
+    serve(Settings((site or home() / "site").resolve(), proxy, daily_bytes), listen, node_user)
 
 
 @plain_errors

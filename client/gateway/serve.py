@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from client.gateway.fleet import LARGEST_REQUEST
 from client.gateway.gateway import Gateway, Settings
+from client.gateway.peer import owner, user_number
 from common.errors import FleetError, WardroundError
 
 __all__ = ["application", "serve"]
@@ -28,20 +29,30 @@ _STOP_SECONDS = 5
 _CONNECTIONS = 64
 
 
-def serve(settings: Settings, listen: str) -> None:
+def serve(settings: Settings, listen: str, node_user: str | None) -> None:
     """Serve until SIGTERM or SIGINT.
+
+    Parameters
+    ----------
+    settings : Settings
+        The gateway's.
+    listen : str
+        ``address:port`` of the loopback.
+    node_user : str or None
+        The only user whose processes may be the node; None for anybody on this machine.
 
     Raises
     ------
     FleetError
-        The address is not one of the loopback.
+        The address is not one of the loopback, or there is no such user.
     MembershipError, AuditError, StorageError
         As `client.gateway.gateway.Gateway` raises them.
     """
     host, port = _loopback(listen)
+    user = None if node_user is None else user_number(node_user)
     gateway = Gateway(settings, _say)
     config = uvicorn.Config(
-        application(gateway),
+        application(gateway, user),
         host=host,
         port=port,
         http="h11",
@@ -63,11 +74,13 @@ def serve(settings: Settings, listen: str) -> None:
     _say("closed")
 
 
-def application(gateway: Gateway) -> Starlette:
-    """Return the web application."""
+def application(gateway: Gateway, user: int | None) -> Starlette:
+    """Return the web application, for the processes of one user or of all."""
 
     async def fleet(request: Request) -> Response:
         try:
+            if user is not None and user != _caller(request):
+                raise FleetError("refused: the gateway answers the node's user only", 403)
             if request.headers.get("content-type") != PROTOBUF_MEDIA_TYPE:
                 raise FleetError("refused: Flower's calls are protobuf", 415)
             answer = await gateway.answer(request.path_params["call"], await _body(request))
@@ -97,6 +110,11 @@ def application(gateway: Gateway) -> Starlette:
         Route("/{rest:path}", other, methods=["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]),
     ]
     return Starlette(routes=routes, lifespan=lifespan)
+
+
+def _caller(request: Request) -> int | None:
+    theirs, ours = request.client, request.scope.get("server")
+    return owner((theirs.host, theirs.port), (ours[0], ours[1])) if theirs and ours else None
 
 
 async def _body(request: Request) -> bytes:

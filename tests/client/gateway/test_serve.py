@@ -1,6 +1,8 @@
 """The gateway as a process: what it answers over HTTP, and how it begins and ends."""
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import httpx
 import pytest
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
+from client.gateway.peer import owner, user_number
 from client.gateway.serve import _loopback
 from common.errors import FleetError
 from tests.server.consortium.founded import new_world
@@ -22,9 +25,9 @@ PROTOBUF = {"content-type": PROTOBUF_MEDIA_TYPE}
 
 
 @contextmanager
-def started(site: Path, port: int) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def started(site: Path, port: int, *more: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     command = [sys.executable, "-c", "from client.cli import app; app()", "gateway"]
-    command += ["--site", str(site), "--listen", f"127.0.0.1:{port}"]
+    command += ["--site", str(site), "--listen", f"127.0.0.1:{port}", *more]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
@@ -68,6 +71,31 @@ def test_it_answers_what_it_must_and_ends_when_told(tmp_path: Path) -> None:
         assert process.wait(60) == 0
         assert process.stderr is not None
         assert "closed" in process.stderr.read()
+
+
+def test_one_user_is_the_node(tmp_path: Path) -> None:
+    site = new_world(tmp_path, "st-mary", edge=f"localhost:{free_port()}").sites["st-mary"]
+    for user, status in ((os.getuid(), 200), (os.getuid() + 1, 403)):
+        with started(site, free_port(), "--node-user", str(user)) as (_, client):
+            assert client.post("/v1/fleet/register-node", headers=PROTOBUF).status_code == status
+
+
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_whose_a_connection_is(host: str, family: socket.AddressFamily) -> None:
+    with (
+        socket.create_server((host, 0), family=family) as server,
+        socket.create_connection(server.getsockname()[:2]) as one,
+    ):
+        theirs, ours = one.getsockname()[:2], server.getsockname()[:2]
+        assert owner(theirs, ours) == os.getuid()
+        assert owner((theirs[0], theirs[1] ^ 1), ours) is None
+        assert owner(theirs, (ours[0], ours[1] ^ 1)) is None
+
+
+def test_a_user_is_a_name_or_a_number() -> None:
+    assert user_number("root") == user_number("0") == 0
+    with pytest.raises(FleetError, match="no user"):
+        user_number("nobody-of-this-name")
 
 
 def test_whoever_is_no_member_has_no_gateway(tmp_path: Path) -> None:
