@@ -135,10 +135,10 @@ class Upstream:
             again = status != httpx.codes.FORBIDDEN
             raise FleetError(f"{name} was answered with {status}: {said}", 503 if again else status)
         try:
-            found = response.FromString(answer)
+            found: Response = response.FromString(answer)
         except DecodeError:
             raise FleetError(f"the answer to {name} is not Flower's: is something in between?") from None
-        found.DiscardUnknownFields()  # type: ignore[attr-defined]
+        found.DiscardUnknownFields()
         return found
 
     async def _post(self, name: str, body: bytes) -> tuple[int, bytes]:

@@ -161,7 +161,8 @@ class Gateway:
                 self._last = str(error)
                 self._say(self._last)
             raise
-        return answer.SerializeToString()
+        data: bytes = answer.SerializeToString()
+        return data
 
     # What the node asks about itself.
 

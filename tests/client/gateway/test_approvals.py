@@ -4,6 +4,7 @@ import io
 import json
 import stat
 import zipfile
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -87,10 +88,10 @@ def test_the_configuration_is_the_one_that_flower_makes() -> None:
     from flwr.common.config import get_fused_config_from_fab
     from flwr.supercore.run import Run
 
-    override = {"study.rounds": 3, "sites.held-out": "a"}
+    override: dict[str, bool | int | float | str] = {"study.rounds": 3, "sites.held-out": "a"}
     run = Run.create_empty(1)
-    run.override_config = override  # type: ignore[assignment]
-    ours = run_config(read_bundle(bundle()), override)  # type: ignore[arg-type]
+    run.override_config = override
+    ours = run_config(read_bundle(bundle()), override)
     assert ours == get_fused_config_from_fab(bundle(), run)
     assert Study.from_run_config(ours) == STUDY.override(override)
     for bad in ({"pyproject.toml": b"x"}, {}, {"pyproject.toml": b"\xff"}, {"pyproject.toml": b"[tool]\nflwr = 3"}):
@@ -125,7 +126,7 @@ def manifest(*, bundles: tuple[str, ...] = (), studies: tuple[str, ...] = ()) ->
     return Manifest(consortium="c", epoch=1, issued=NOW, edge="edge:1", quorum=1, bundles=bundles, studies=studies)
 
 
-def state_of(site: Path, study: Study = STUDY, **listed: tuple[str, ...]) -> str:
+def state_of(site: Path, listed: Mapping[str, tuple[str, ...]], study: Study = STUDY) -> str:
     try:
         must_be_approved(site, manifest(**listed), sha256_hex(bundle()), study, NOW)
     except ApprovalError as error:
@@ -135,19 +136,19 @@ def state_of(site: Path, study: Study = STUDY, **listed: tuple[str, ...]) -> str
 
 def test_only_what_site_and_coordinator_approved_may_run(tmp_path: Path) -> None:
     listed = {"bundles": (sha256_hex(bundle()),), "studies": (STUDY.digest,)}
-    assert state_of(tmp_path, **listed) == "bundle-waiting"
+    assert state_of(tmp_path, listed) == "bundle-waiting"
     one, two = note_bundle(tmp_path, bundle(), NOW), note_study(tmp_path, STUDY, NOW)
-    assert state_of(tmp_path, **listed) == "bundle-waiting"
+    assert state_of(tmp_path, listed) == "bundle-waiting"
     decide(tmp_path, one, "approved", NOW)
     assert note_bundle(tmp_path, bundle(), NOW).state == "approved", "it waits once"
-    assert state_of(tmp_path, **listed) == "study-waiting"
+    assert state_of(tmp_path, listed) == "study-waiting"
     decide(tmp_path, two, "approved", NOW, 50)
-    assert state_of(tmp_path, **listed) == "ok"
+    assert state_of(tmp_path, listed) == "ok"
     assert approved_study(tmp_path, STUDY.digest) == (STUDY, 50)
-    assert state_of(tmp_path, bundles=listed["bundles"]) == "study-not-admitted"
-    assert state_of(tmp_path, studies=listed["studies"]) == "bundle-not-admitted"
+    assert state_of(tmp_path, {"bundles": listed["bundles"]}) == "study-not-admitted"
+    assert state_of(tmp_path, {"studies": listed["studies"]}) == "bundle-not-admitted"
     decide(tmp_path, find(tmp_path, one.digest[:8]), "rejected", NOW)
-    assert state_of(tmp_path, **listed) == "bundle-rejected"
+    assert state_of(tmp_path, listed) == "bundle-rejected"
 
 
 def test_a_study_ends_on_its_day(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_a_study_ends_on_its_day(tmp_path: Path) -> None:
         decide(tmp_path, note_bundle(tmp_path, bundle(), NOW), "approved", NOW)
         decide(tmp_path, note_study(tmp_path, study, NOW), "approved", NOW, 50)
         listed = {"bundles": (sha256_hex(bundle()),), "studies": (study.digest,)}
-        assert state_of(tmp_path, study, **listed) == expected
+        assert state_of(tmp_path, listed, study) == expected
 
 
 def test_what_was_changed_in_the_store_is_not_used(tmp_path: Path) -> None:

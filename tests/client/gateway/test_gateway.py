@@ -415,7 +415,7 @@ def test_a_node_that_starts_anew_is_let_in_and_what_it_forgot_is_answered(here: 
 def test_a_message_that_a_node_does_not_take_is_given_up(here: Setup) -> None:
     async def story(_: Gateway, node: NodeDouble) -> None:
         here.link.ask(question())
-        for _ in range(3):
+        for _time in range(3):
             assert (await node.call("pull-messages", node=node.node)).messages_list
         assert not (await node.call("pull-messages", node=node.node)).messages_list
         await until(here.link.answers)

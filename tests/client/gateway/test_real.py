@@ -28,7 +28,12 @@ from tests.server.consortium.test_edge import free_port, needs_nginx, nginx
 ROOT = Path(__file__).parents[3]
 
 #: One site is a consortium here; nothing but the number of processes depends on it.
-ALONE = {"sites.quorum": 1, "sites.held-out": "", "study.rounds": 1, "sites.join-seconds": 60.0}
+ALONE: dict[str, bool | int | float | str] = {
+    "sites.quorum": 1,
+    "sites.held-out": "",
+    "study.rounds": 1,
+    "sites.join-seconds": 60.0,
+}
 
 
 @contextmanager

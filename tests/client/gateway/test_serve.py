@@ -13,7 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from typer.testing import CliRunner
 
+from client.cli import app
 from client.gateway.peer import owner, user_number
 from client.gateway.serve import _loopback
 from common.errors import FleetError
@@ -46,6 +48,7 @@ def started(site: Path, port: int, *more: str) -> Iterator[tuple[subprocess.Pope
             process.stderr.close()
 
 
+@pytest.mark.slow
 def test_it_answers_what_it_must_and_ends_when_told(tmp_path: Path) -> None:
     site = new_world(tmp_path, "st-mary", edge=f"localhost:{free_port()}").sites["st-mary"]
     with started(site, free_port()) as (process, client):
@@ -73,6 +76,7 @@ def test_it_answers_what_it_must_and_ends_when_told(tmp_path: Path) -> None:
         assert "closed" in process.stderr.read()
 
 
+@pytest.mark.slow
 def test_one_user_is_the_node(tmp_path: Path) -> None:
     site = new_world(tmp_path, "st-mary", edge=f"localhost:{free_port()}").sites["st-mary"]
     for user, status in ((os.getuid(), 200), (os.getuid() + 1, 403)):
@@ -99,10 +103,9 @@ def test_a_user_is_a_name_or_a_number() -> None:
 
 
 def test_whoever_is_no_member_has_no_gateway(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from client.cli import app; app()", "gateway", "--site", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1
-    assert "wardround-site init" in done.stderr
+    done = CliRunner().invoke(app, ["gateway", "--site", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "wardround-site init" in done.output
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:9095", "10.0.0.1:9095", "[::]:9095", "localhost", "127.0.0.1:0", ""])
