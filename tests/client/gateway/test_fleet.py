@@ -144,13 +144,13 @@ def test_a_redirect_is_not_followed(world: World, tmp_path: Path) -> None:
     assert len(host.seen) == 1
 
 
-def test_what_is_no_answer_or_a_huge_one_is_an_error(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("answer", "words"), [(b"<html>", "in between"), (bytes(17 * 2**20), "more than")])
+def test_what_is_no_answer_or_a_huge_one_is_an_error(world: World, tmp_path: Path, answer: bytes, words: str) -> None:
     async def tell(upstream: Upstream) -> None:
-        with pytest.raises(FleetError):
+        with pytest.raises(FleetError, match=words):
             await upstream.call(BEAT, SendNodeHeartbeatResponse)
 
-    story(world, tmp_path, Host(answer=b"<html>"), tell)
-    story(world, tmp_path, Host(answer=bytes(17 * 2**20)), tell)
+    story(world, tmp_path, Host(answer=answer), tell)
 
 
 def test_a_host_of_another_authority_is_not_trusted(world: World, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from client.membership import joined, reach, store
 from common.canonical import sha256_hex
 from common.consortium.keys import openssh_public
 from common.environment import flower_environment, tool
+from common.study import Study
 from server.consortium.edge import Edge, write_edge
 from tests.client.hospitals import prepared, tiny_study
 from tests.server.consortium.founded import NOW, World, new_world
@@ -98,15 +99,30 @@ class Real:
         (self.folder / "site.pub").write_bytes(openssh_public(member.member.node))
         self.flwr("supernode", "register", str(self.folder / "site.pub"), "here", "--name", "st-mary")
 
-    def gateway(self) -> Any:
+    def gateway(self) -> "AbstractContextManager[subprocess.Popen[bytes]]":
         command = [sys.executable, "-c", "from client.cli import app; app()", "gateway", "--site", str(self.site)]
         command += ["--listen", f"127.0.0.1:{self.door}"]
         return process(self.folder / "gateway.log", {**self.ours, "PYTHONPATH": str(ROOT)}, *command)
 
-    def node(self) -> Any:
+    def node(self) -> "AbstractContextManager[subprocess.Popen[bytes]]":
         command = [tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{self.door}"]
         command += ["--port", str(free_port()), "--node-config", f'site="{self.data.folder}"']
         return process(self.folder / "node.log", self.ours, *command)
+
+    def gateway_and_node(self, stack: ExitStack) -> "tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]":
+        """Start both, and wait until the node is one of the SuperLink's."""
+        gateway = stack.enter_context(self.gateway())
+        door = stack.enter_context(httpx.Client(trust_env=False, timeout=30))
+
+        def is_open() -> bool:
+            with suppress(httpx.TransportError):
+                return door.get(f"http://127.0.0.1:{self.door}/health").text == "open\n"
+            return False
+
+        until(is_open, 60, lambda: self.log("gateway"))
+        node = stack.enter_context(self.node())
+        until(lambda: "the node is number" in self.log("gateway"), 60, lambda: self.log("node"))
+        return gateway, node
 
     def flwr(self, *arguments: str) -> dict[str, Any]:
         done = subprocess.run(
@@ -135,6 +151,15 @@ class Real:
         return [call for call in map(json.loads, lines) if "/v1/" in call["call"]]
 
 
+def admitted(folder: Path, fab: bytes, study: Study) -> World:
+    """Return a consortium of one site, whose coordinator has admitted a bundle and a study."""
+    world = new_world(folder, "st-mary", edge=f"localhost:{free_port()}")
+    manifest = world.authority.manifest()
+    allowed = {"bundles": (sha256_hex(fab),), "studies": (study.digest,), "epoch": manifest.epoch + 1}
+    store.update(world.sites["st-mary"], world.authority.publish(manifest.model_copy(update=allowed)), NOW)
+    return world
+
+
 @needs_nginx
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -142,30 +167,14 @@ def test_a_stock_node_trains_through_the_gateway_once_the_site_has_approved(
     tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
     study = tiny_study(ALONE)
-    site = next(one for one in prepared(study) if one.name == "hospital-0")
-    world = new_world(tmp_path, "st-mary", edge=f"localhost:{free_port()}")
     fab = build_fab_from_disk(ROOT)
-    manifest = world.authority.manifest()
-    allowed = {"bundles": (sha256_hex(fab),), "studies": (study.digest,), "epoch": manifest.epoch + 1}
-    store.update(world.sites["st-mary"], world.authority.publish(manifest.model_copy(update=allowed)), NOW)
     plan = tmp_path / "study.toml"
     plan.write_text(study.toml())
-    here = Real(tmp_path, world, site)
+    here = Real(tmp_path, admitted(tmp_path, fab, study), prepared(study)[0])
 
     with ExitStack() as stack:
         here.superlink(stack)
-        gateway = stack.enter_context(here.gateway())
-        door = httpx.Client(base_url=f"http://127.0.0.1:{here.door}", trust_env=False, timeout=30)
-        stack.enter_context(door)
-
-        def open_door() -> bool:
-            with suppress(httpx.TransportError):
-                return door.get("/health").text == "open\n"
-            return False
-
-        until(open_door, 60, lambda: here.log("gateway"))
-        stack.enter_context(here.node())
-        until(lambda: "the node is number" in here.log("gateway"), 60, lambda: here.log("node"))
+        gateway, node = here.gateway_and_node(stack)
 
         with subtests.test("nothing that is not approved reaches the node"):
             folder = here.run(plan)
@@ -202,6 +211,22 @@ def test_a_stock_node_trains_through_the_gateway_once_the_site_has_approved(
                 "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "get-run",
                 "get-fab", "push-object", "pull-object", "confirm-message-received",
             }  # fmt: skip
+
+        with subtests.test("a pause stops everything at once, and resuming lets the node go on"):
+            here.site_says("pause")
+            before = len(here.calls())
+            time.sleep(7)  # the node asks every 3 s
+            assert len(here.calls()) == before
+            here.site_says("resume")
+            until(lambda: len(here.calls()) > before, 60, lambda: here.log("gateway"))
+
+        with subtests.test("a node that was killed is let in again at once"):
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait(30)
+            known = here.log("gateway").count("the node is number")
+            stack.enter_context(here.node())
+            until(lambda: here.log("gateway").count("the node is number") > known, 45, lambda: here.log("node"))
+            assert {call["status"] for call in here.calls()} == {"200"}
 
         with subtests.test("a dead gateway is the end of all traffic"):
             gateway.kill()
