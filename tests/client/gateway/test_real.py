@@ -95,7 +95,7 @@ class Real:
         assert nginx(self.edge).returncode == 0
         stack.callback(nginx, self.edge, "-s", "stop")
         member = joined(self.site, NOW)
-        until(lambda: reach(member).finding.state == "ok", 60, lambda: self.log("superlink"))
+        until(lambda: reach(member).finding.state == "ok", 240, lambda: self.log("superlink"))
         (self.folder / "site.pub").write_bytes(openssh_public(member.member.node))
         self.flwr("supernode", "register", str(self.folder / "site.pub"), "here", "--name", "st-mary")
 
@@ -119,9 +119,9 @@ class Real:
                 return door.get(f"http://127.0.0.1:{self.door}/health").text == "open\n"
             return False
 
-        until(is_open, 60, lambda: self.log("gateway"))
+        until(is_open, 240, lambda: self.log("gateway"))
         node = stack.enter_context(self.node())
-        until(lambda: "the node is number" in self.log("gateway"), 60, lambda: self.log("node"))
+        until(lambda: "the node is number" in self.log("gateway"), 240, lambda: self.log("node"))
         return gateway, node
 
     def flwr(self, *arguments: str) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def admitted(folder: Path, fab: bytes, study: Study) -> World:
 
 @needs_nginx
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_stock_node_trains_through_the_gateway_once_the_site_has_approved(
     tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
@@ -178,7 +178,7 @@ def test_a_stock_node_trains_through_the_gateway_once_the_site_has_approved(
 
         with subtests.test("nothing that is not approved reaches the node"):
             failure = here.run(plan) / "failure.txt"
-            until(failure.exists, 120, lambda: here.log("gateway") + here.log("superlink"))
+            until(failure.exists, 240, lambda: here.log("gateway") + here.log("superlink"))
             assert "has not approved" in failure.read_text()
             waiting = json.loads(here.site_says("approvals", "--json"))
             assert {one["state"] for one in waiting} == {"waiting"}
@@ -193,7 +193,7 @@ def test_a_stock_node_trains_through_the_gateway_once_the_site_has_approved(
                 here.site_says("approve", one["digest"])
             until(
                 (here.run(plan) / "result.json").exists,
-                200,
+                400,
                 lambda: here.log("gateway") + here.log("node") + here.log("superlink"),
             )
             lines = json.loads(here.site_says("audit", "show", "--last", "1000", "--json"))
@@ -218,14 +218,15 @@ def test_a_stock_node_trains_through_the_gateway_once_the_site_has_approved(
             time.sleep(7)  # the node asks every 3 s
             assert len(here.calls()) == before
             here.site_says("resume")
-            until(lambda: len(here.calls()) > before, 60, lambda: here.log("gateway"))
+            until(lambda: len(here.calls()) > before, 240, lambda: here.log("gateway"))
 
         with subtests.test("a node that was killed is let in again at once"):
             os.killpg(node.pid, signal.SIGKILL)
             node.wait(30)
             known = here.log("gateway").count("the node is number")
             stack.enter_context(here.node())
-            until(lambda: here.log("gateway").count("the node is number") > known, 45, lambda: here.log("node"))
+            until(lambda: here.log("gateway").count("the node is number") > known, 240, lambda: here.log("node"))
+            # Without the gateway's care the SuperLink says 412 for a minute.
             assert {call["status"] for call in here.calls()} == {"200"}
 
         with subtests.test("a dead gateway is the end of all traffic"):
