@@ -28,6 +28,7 @@ from client.data.report import ADVICE, contents, offer, statement
 from client.data.store import SPLITS
 from client.data.walk import walk
 from client.devices import cpu_cores
+from client.gateway import commands as door
 from client.gateway.cli import audit
 from client.membership import cli as membership
 from client.pacs import cli as pacs
@@ -73,6 +74,13 @@ app.command(epilog="Example: wardround-site keys")(membership.keys)
 
 app.command(epilog="Example: wardround-site doctor --study study.toml")(checking.doctor)
 app.command(epilog="Example: wardround-site preview study.toml --to would-leave")(checking.preview)
+app.command(epilog="Example: wardround-site gateway --proxy http://proxy.example:3128")(door.gateway)
+app.command(epilog="Example: wardround-site approvals")(door.approvals)
+app.command(epilog="Example: wardround-site approve 9f3c51ab")(door.approve)
+app.command(epilog="Example: wardround-site reject 9f3c51ab")(door.reject)
+app.command(epilog="Example: wardround-site diff 9f3c51ab")(door.diff)
+app.command(epilog="Example: wardround-site pause")(door.pause)
+app.command(epilog="Example: wardround-site resume")(door.resume)
 app.add_typer(audit, name="audit")
 
 

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 __all__ = [
+    "ApprovalError",
     "AuditError",
     "BudgetError",
     "ContractError",
@@ -10,6 +11,7 @@ __all__ = [
     "DeviceError",
     "EgressError",
     "ExportError",
+    "FleetError",
     "MembershipError",
     "ModelError",
     "NotPreparedError",
@@ -154,6 +156,38 @@ class BudgetError(WardroundError):
     """The privacy budget of a site's patients does not allow what a study asks for."""
 
     code = 114
+
+
+class ApprovalError(WardroundError):
+    """The site has not approved the bundle or the study that it was asked to run.
+
+    Attributes
+    ----------
+    why : str
+        A word for what is missing, the same every time: for the audit log and for programs.
+    """
+
+    code = 120
+
+    def __init__(self, text: str, why: str) -> None:
+        super().__init__(text)
+        self.why = why
+
+
+class FleetError(WardroundError):
+    """A call between a site's node and the coordinator was not made, or was answered with an error.
+
+    Attributes
+    ----------
+    status : int
+        HTTP status that says to a SuperNode what to do: 403 to drop the message, 503 to try again.
+    """
+
+    code = 121
+
+    def __init__(self, text: str, status: int = 503) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 def explain(code: int) -> str:

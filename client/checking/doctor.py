@@ -6,11 +6,13 @@ from pathlib import Path
 
 from client.checking import images, machine
 from client.finding import Finding
+from client.gateway.approvals import items
 from client.gateway.audit import check, read_lines
 from client.gateway.cli import audit_path
+from client.gateway.switch import paused
 from client.membership import examine, joined, reach
 from client.membership.store import identity
-from common.errors import AuditError, MembershipError, StorageError
+from common.errors import ApprovalError, AuditError, MembershipError, StorageError
 from common.study import Study
 
 __all__ = ["diagnose"]
@@ -39,6 +41,7 @@ def diagnose(site: Path, plans: list[Study], now: datetime, *, connect: bool = T
     if connect:
         yield from _edge(site, now)
     yield from _audit(site)
+    yield from _gateway(site)
     yield from images.catalogue(site)
     for plan in plans:
         yield from images.study(plan, site)
@@ -64,3 +67,17 @@ def _audit(site: Path) -> Iterator[Finding]:
         yield Finding("audit", "fail", str(error), "keep the file, and find out who changed it")
     else:
         yield Finding("audit", "ok", f"{count} lines of the audit log are as they were written")
+
+
+def _gateway(site: Path) -> Iterator[Finding]:
+    if not (site / "gateway").exists():  # no gateway ever ran here
+        return
+    if paused(site):
+        yield Finding("switch", "warn", "this site is paused: nothing leaves", "`wardround-site resume`")
+    try:
+        waiting = sum(item.state == "waiting" for item in items(site))
+    except ApprovalError as error:
+        yield Finding("approvals", "fail", str(error))
+        return
+    text = f"{waiting} bundles and studies wait for this site's approval"
+    yield Finding("approvals", "warn" if waiting else "ok", text, "`wardround-site approvals`" if waiting else "")

@@ -39,12 +39,13 @@ class _Strict(BaseModel):
 
 
 class Event(_Strict):
-    """Something that left, or was refused. There is no room for text: nothing about a patient can be in it.
+    """Something that left, was let in, or was refused. There is no room for text: nothing about a patient can be in it.
 
     Attributes
     ----------
-    outcome : {"sent", "refused", "repaired"}
-        ``repaired``: the process was killed while it wrote a line; what it had written of it was removed.
+    outcome : {"sent", "refused", "admitted", "repaired"}
+        ``admitted``: a bundle was handed to the node. ``repaired``: the process was killed while it wrote a line; what
+        it had written of it was removed.
     kind : str
         What it was, in a word: ``train``, ``evaluate``, ``join``, ``error``, ``code``.
     why : str
@@ -57,7 +58,7 @@ class Event(_Strict):
         Euclidean norm of the vector in it.
     """
 
-    outcome: Literal["sent", "refused", "repaired"]
+    outcome: Literal["sent", "refused", "admitted", "repaired"]
     kind: Word
     why: Word | Literal[""] = ""
     study: Hex = ""

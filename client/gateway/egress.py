@@ -21,7 +21,7 @@ from common.contract import Instruction, check_reply, pack_reply
 from common.errors import ContractError, EgressError, WardroundError
 from common.study import Study
 
-__all__ = ["Asked", "Passed", "examine"]
+__all__ = ["Asked", "Passed", "examine", "largest", "refusal"]
 
 #: Everything in a message beside the numbers of its vector is shorter, in bytes.
 _FRAME = 16384
@@ -118,10 +118,34 @@ def examine(study: Study, asked: Asked, root: str, objects: Mapping[str, bytes],
     return Passed(asked.instruction.kind, root, parts, sum(map(len, parts.values())), norm)
 
 
+def refusal(asked: Metadata, code: int, now: float) -> Passed:
+    """Return an answer that says with a code, and nothing else, that a message is not answered.
+
+    Parameters
+    ----------
+    asked : Metadata
+        Of the message.
+    code : int
+        One of ours or of Flower's.
+    now : float
+        The time, in seconds since 1970.
+    """
+    # An answer is not older than its message, whatever this site's clock says.
+    created = round(max(now, asked.created_at), 6)
+    metadata = _expected(asked, created, created)
+    parts, root = _deflate(make_message(metadata, error=Error(code)))
+    return Passed("error", root, parts, sum(map(len, parts.values())), error=code)
+
+
+def largest(study: Study, asked: Asked) -> int:
+    """Return the most bytes that an answer to a message can have."""
+    vector = asked.size * np.dtype(study.wire.dtype).itemsize
+    return _FRAME + (vector if asked.instruction.kind == "train" else 0)
+
+
 def _inflate(study: Study, asked: Asked, root: str, objects: Mapping[str, bytes]) -> Message:
     """Return the message that the objects are, having limited what is parsed."""
-    total, vector = sum(map(len, objects.values())), asked.size * np.dtype(study.wire.dtype).itemsize
-    allowed = _FRAME + (vector if asked.instruction.kind == "train" else 0)
+    total, allowed = sum(map(len, objects.values())), largest(study, asked)
     if total > allowed:
         raise EgressError(f"the message has {total} bytes, and an answer to this one at most {allowed}", "size")
     for name, data in objects.items():

@@ -14,8 +14,10 @@ from client.checking.doctor import diagnose
 from client.cli import app
 from client.data.catalogue import open_catalogue
 from client.finding import Finding, lines, worst
+from client.gateway.approvals import note_study
 from client.gateway.audit import AuditLog, Event
 from client.gateway.cli import audit_path
+from client.gateway.switch import pause, resume
 from client.membership import store
 from common.study import Study
 from tests.client.hospitals import prepared, tiny_study
@@ -52,6 +54,18 @@ def test_a_site_in_order_has_nothing_that_fails(site: Path, study: Study) -> Non
         "versions", "telemetry", "disk", "memory", "device", "keys", "certificate", "authority", "manifest", "audit",
         "catalogue", "splits", "cache", "episodes",
     }  # fmt: skip
+
+
+def test_a_paused_gateway_and_what_waits_are_said(site: Path, study: Study) -> None:
+    resume(site)
+    assert found(site)["approvals"].state == "ok"
+    note_study(site, study, NOW)
+    pause(site)
+    findings = found(site)
+    assert (findings["switch"].state, findings["approvals"].state) == ("warn", "warn")
+    assert findings["approvals"].text.startswith("1 ")
+    next((site / "gateway" / "approvals").glob("*.json")).write_bytes(b"{}")
+    assert found(site)["approvals"].state == "fail"
 
 
 def test_each_thing_that_is_wrong_is_said(site: Path, study: Study) -> None:

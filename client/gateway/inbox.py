@@ -1,0 +1,172 @@
+"""What the coordinator asks of this site: fetched, judged, and only then to be shown to the node."""
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from flwr.app import Metadata
+from flwr.common.serde import run_from_proto
+from flwr.proto import fab_pb2, fleet_pb2, message_pb2, run_pb2
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.node_pb2 import Node
+from google.protobuf.message import Message as Proto
+
+from client.gateway.approvals import approved_study, must_be_approved, note_bundle, note_study
+from client.gateway.audit import Event
+from client.gateway.bundle import read_bundle, run_config
+from client.gateway.fleet import Upstream
+from client.gateway.incoming import Handed, metadata_of, names, open_message
+from client.gateway.outbox import Outbox
+from common.canonical import sha256_hex
+from common.errors import ContractError, FleetError, WardroundError
+from common.study import Study
+
+__all__ = ["Inbox", "Run"]
+
+#: How long a call is tried again while the edge is away.
+_TRY_SECONDS = 60.0
+
+_RUNS = 64
+
+#: Bytes of a message beside its theta.
+_BESIDE = 2**20
+
+Found = TypeVar("Found", bound=Proto)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of Flower's: as it came, the SHA-256 of its bundle, and the study that both make."""
+
+    proto: run_pb2.Run
+    bundle: str
+    study: Study
+
+
+class Inbox:
+    """Messages to this site.
+
+    Parameters
+    ----------
+    site : Path
+        The site's folder.
+    out : Outbox
+        By which a message that is refused is answered.
+
+    Attributes
+    ----------
+    runs : dict
+        Those that were asked for, by their number.
+    """
+
+    def __init__(self, site: Path, out: Outbox) -> None:
+        self._site, self._out = site, out
+        self.runs: dict[int, Run] = {}
+        self._admitted: set[int] = set()
+
+    async def fetch(self, upstream: Upstream, node: int) -> Handed | None:
+        """Take the next message for this site, and return it if the node may see it.
+
+        Raises
+        ------
+        FleetError
+            The edge could not be asked.
+        """
+        ask = fleet_pb2.PullMessagesRequest(node=Node(node_id=node))
+        found = await upstream.call(ask, fleet_pb2.PullMessagesResponse)
+        if not found.messages_list:
+            return None
+        proto, study = found.messages_list[0], ""
+        try:
+            metadata = metadata_of(proto, node)
+        except ContractError as error:  # nobody can be answered
+            self._out.note(Event(outcome="refused", kind="message", why=error.why))
+            return None
+        try:
+            if len(found.messages_list) != 1 or len(found.message_object_trees) != 1:
+                raise ContractError("the coordinator sends one message at a time, with its tree of objects", "tree")
+            run = await self._run(upstream, node, metadata.run_id)
+            study = run.study.digest
+            return await self._take(upstream, node, run, metadata, proto, found.message_object_trees[0])
+        except WardroundError as error:
+            if isinstance(error, FleetError) and error.status == 403:
+                return None  # the run is over
+            refusal = error
+        except Exception as error:  # whatever it is, the run must not wait for this site
+            refusal = WardroundError(f"an unexpected {type(error).__name__}")
+        self._out.refuse(metadata, refusal, Event(outcome="refused", kind="message", study=study, run=metadata.run_id))
+        return None
+
+    async def _run(self, upstream: Upstream, node: int, number: int) -> Run:
+        """Return a run, with the bundle kept and the study known."""
+        if number in self.runs:
+            return self.runs[number]
+        asked = run_pb2.GetRunRequest(node=Node(node_id=node), run_id=number)
+        proto = (await self._until_answered(upstream, asked, run_pb2.GetRunResponse)).run
+        run = run_from_proto(proto)
+        want = fab_pb2.GetFabRequest(node=Node(node_id=node), hash_str=run.fab_hash, run_id=number)
+        content = (await self._until_answered(upstream, want, fab_pb2.GetFabResponse)).fab.content
+        if run.run_id != number or sha256_hex(content) != run.fab_hash:
+            raise ContractError("the bundle that was sent is not the one that the run names", "bundle")
+        note_bundle(self._site, content, _utc())
+        study = Study.from_run_config(run_config(read_bundle(content), run.override_config))
+        note_study(self._site, study, _utc())
+        if len(self.runs) >= _RUNS:
+            self.runs.pop(next(iter(self.runs)))
+        self.runs[number] = Run(proto, run.fab_hash, study)
+        return self.runs[number]
+
+    async def _take(
+        self, upstream: Upstream, node: int, run: Run, metadata: Metadata, proto: ProtoMessage, tree: ObjectTree
+    ) -> Handed:
+        """Take a message's objects, where it may be shown to the node."""
+        number = metadata.run_id
+        received = message_pb2.ConfirmMessageReceivedRequest(
+            node=Node(node_id=node), run_id=number, message_object_id=metadata.message_id
+        )
+        try:
+            must_be_approved(self._site, upstream.member.manifest, run.bundle, run.study, _utc())
+        except WardroundError:
+            with suppress(FleetError):
+                await upstream.call(received, message_pb2.ConfirmMessageReceivedResponse)
+            raise
+        study, size = approved_study(self._site, run.study.digest)
+        objects: dict[str, bytes] = {}
+        left = 8 * size + _BESIDE
+        for name in names(tree):
+            want = message_pb2.PullObjectRequest(node=Node(node_id=node), run_id=number, object_id=name)
+            found = await self._until_answered(upstream, want, message_pb2.PullObjectResponse)
+            if not found.object_available:
+                raise ContractError("an object of the message is not there", "object")
+            objects[name] = found.object_content
+            left -= len(found.object_content)
+            if left < 0:
+                raise ContractError("the message has more bytes than any of its study", "size")
+        await self._until_answered(upstream, received, message_pb2.ConfirmMessageReceivedResponse)
+        asked = await asyncio.to_thread(open_message, metadata, objects, study, size)
+        if number not in self._admitted:
+            self._out.books.write(
+                Event(outcome="admitted", kind="code", study=study.digest, digest=run.bundle, run=number)
+            )
+            self._admitted.add(number)
+        return Handed(proto, tree, asked, study, run.bundle, objects)
+
+    async def _until_answered(self, upstream: Upstream, request: Proto, kind: type[Found]) -> Found:
+        until, pause = time.monotonic() + _TRY_SECONDS, 0.25
+        while True:
+            try:
+                return await upstream.call(request, kind)
+            except FleetError as error:
+                if error.status == 403 or time.monotonic() + pause > until:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 8.0)
+
+
+def _utc() -> datetime:
+    return datetime.now(UTC)
