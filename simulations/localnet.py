@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -152,7 +153,7 @@ def localnet(folder: Path, study: Study, data: Sequence[Site], say: Say = lambda
         say("the SuperLink, and the edge in front of it")
         stack.enter_context(_superlink(net, edge))
         for site in net.sites.values():
-            _until(lambda site=site: reach(joined(site, _now())).finding.state == "ok", net, "superlink")
+            _until(partial(_reaches, site), net, "superlink")
         net.register()
         say("a gateway and a node at every site")
         doors = [next(ports) for _ in data]
@@ -160,12 +161,12 @@ def localnet(folder: Path, study: Study, data: Sequence[Site], say: Say = lambda
             command = [tool("wardround-site"), "gateway", "--site", str(site), "--listen", f"127.0.0.1:{door}"]
             stack.enter_context(_process(net.folder / f"{name}-gateway.log", _sites(folder, name), *command))
         for name, images, door in zip(net.sites, data, doors, strict=True):
-            _until(lambda door=door: _is_open(door), net, f"{name}-gateway")
+            _until(partial(_is_open, door), net, f"{name}-gateway")
             command = [tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{door}"]
             command += ["--port", str(next(ports)), "--node-config", f'site="{images.folder}"']
             stack.enter_context(_process(net.folder / f"{name}-node.log", _sites(folder, name), *command))
         for name in net.sites:
-            _until(lambda name=name: "the node is number" in net.log(f"{name}-gateway"), net, f"{name}-node")
+            _until(partial(_is_in, net, name), net, f"{name}-node")
         yield net
 
 
@@ -245,6 +246,14 @@ def _until(condition: Callable[[], bool], net: Localnet, log: str) -> None:
         if time.monotonic() > end:
             raise RoundError(f"the consortium did not start in {_START_SECONDS:.0f} s ({log}):\n{net.log(log)}")
         time.sleep(_POLL_SECONDS)
+
+
+def _reaches(site: Path) -> bool:
+    return reach(joined(site, _now())).finding.state == "ok"
+
+
+def _is_in(net: Localnet, name: str) -> bool:
+    return "the node is number" in net.log(f"{name}-gateway")
 
 
 def _is_open(port: int) -> bool:
