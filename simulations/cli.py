@@ -21,7 +21,7 @@ from rich.progress import (
 
 from client.data.store import Site
 from common.console import plain_errors
-from common.errors import StudyError
+from common.errors import RoundError, StudyError
 from common.privacy.statement import guarantee
 from common.study import Study
 from server.cli import read_study
@@ -119,6 +119,64 @@ def prepare(
             f"{site.name}: {len(site.labels)} images of {site.patients.max() + 1} patients, {(row > 0).sum()} classes"
         )
     print(f"in {sites[0].folder.parent}")
+
+
+@app.command(epilog="Example: wardround-lab localnet --sites 3")
+@plain_errors
+def localnet(
+    study: StudyFile = None,
+    change: Change = None,
+    sites: Annotated[
+        int, typer.Option(min=2, help="Hospitals, where no STUDY says how many there are.", show_default="3")
+    ] = 3,
+    keep: Annotated[
+        Path | None, typer.Option(help="Leave keys, logs and the run in this folder.", show_default="nowhere")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a study on a whole consortium on the loopback, and compare its theta with that of an in-process run.
+
+    An authority, certificates and a signed manifest; nginx as the edge with Flower's SuperLink behind it; at every site
+    a gateway that has approved the bundle and the study, and a SuperNode that reaches nothing but its gateway. nginx
+    must be installed. Without STUDY it is three rounds of the demo.
+
+    Exit code 1: a process did not start, the run failed, or theta is not the same.
+    """
+    from simulations.engines.inprocess import run_in_process
+    from simulations.localnet import letters, place
+    from simulations.localnet import localnet as consortium
+
+    plan = _plan(study, [*([] if study else _small(sites)), *(change or [])])
+    began = time.monotonic()
+    data = _prepare(plan)
+    with place(keep) as folder, consortium(folder, plan, data, say=_progress.print) as net:
+        up = time.monotonic()
+        with _bar(plan) as update:
+            run = net.run(plan, update)
+        took = time.monotonic() - up
+        left = {name: letters(site) for name, site in net.sites.items()}
+        theta = (run / "theta.safetensors").read_bytes()
+        result = json.loads((run / "result.json").read_text())
+    seconds = time.monotonic() - began
+    with redirect_stdout(sys.stderr):
+        here, _ = run_in_process(plan)
+    if theta != (run_folder(here) / "theta.safetensors").read_bytes():
+        raise RoundError("theta is not that of the in-process run: please report this")
+    if as_json:
+        report = {**result, "left": left, "seconds": seconds, "seconds_of_the_run": took}
+        print(json.dumps(report, indent=1, sort_keys=True))
+        return
+    for name, count in left.items():
+        print(f"{name}: {count} answers left through its gateway, each a signed line of its audit log")
+    print(f"theta is that of the in-process run, byte for byte: {plan.study.rounds} rounds, {len(data)} sites")
+    print(f"{seconds:.0f} s in all, {took:.0f} s of it the run, {took / plan.study.rounds:.1f} s a round")
+
+
+def _small(sites: int) -> list[str]:
+    """Return what makes the demo small, and one in which every site trains."""
+    values = {"study.id": "localnet", "study.rounds": 3, "sites.held-out": '""', "sites.quorum": sites}
+    values |= {"episodes.test-episodes": 4, "data.sites": sites, "data.patients-per-class": 5}
+    return [f"{key}={value}" for key, value in values.items()]
 
 
 @app.command(epilog="Example: wardround-lab compare simulations/studies/cells.toml --algorithms maml,fedavg --seeds 3")

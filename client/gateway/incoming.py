@@ -118,6 +118,8 @@ def open_message(metadata: Metadata, objects: Mapping[str, bytes], study: Study,
     if not isinstance(message, Message) or not message.has_content():
         raise ContractError("the objects are not a message with content", "format")
     instruction, _ = check_instruction(message.content, study=study.digest, size=size, dtype=study.wire.dtype)
+    # A SuperLink that keeps its state in a file forgets these two of what it hands out; the answer has them.
+    metadata.src_task_id, metadata.dst_task_id = message.metadata.src_task_id, message.metadata.dst_task_id
     return Asked(metadata, instruction, size)
 
 
