@@ -87,6 +87,7 @@ class Link:
     arrived: dict[str, bytes] = field(default_factory=dict)
     roots: list[str] = field(default_factory=list)
     away: int = 0
+    forgetful: bool = False  # like a SuperLink that keeps its state in a file
     override: Mapping[str, Any] = field(default_factory=dict)
 
     def ask(self, message: Message) -> Message:
@@ -133,6 +134,8 @@ class Link:
                 message = self.waiting.pop(0)
                 proto = message_to_proto(message)
                 proto.content.CopyFrom(message_to_proto(Message(RecordDict(), reply_to=message)).content)
+                if self.forgetful:
+                    proto.metadata.ClearField("src_task_id")
                 tree = get_object_tree(message)
                 return fleet_pb2.PullMessagesResponse(messages_list=[proto], message_object_trees=[tree])
             case run_pb2.GetRunRequest():

@@ -60,9 +60,11 @@ def outcomes(lines: list[Entry]) -> list[tuple[str, str, str]]:
     return [(line.event.outcome, line.event.kind, line.event.why) for line in lines]
 
 
+@pytest.mark.parametrize("forgetful", [False, True])
 @pytest.mark.parametrize("kind", ["join", "train"])
-def test_an_honest_answer_arrives_as_it_was_and_is_in_the_log(here: Setup, kind: str) -> None:
+def test_an_honest_answer_arrives_as_it_was_and_is_in_the_log(here: Setup, kind: str, forgetful: bool) -> None:
     async def story(_: Gateway, node: NodeDouble) -> None:
+        here.link.forgetful = forgetful
         here.link.ask(question(kind, 3))
         message = await node.take()
         assert message is not None

@@ -90,6 +90,7 @@ class Real:
             *(tool("flower-superlink"), "--host", "127.0.0.1", "--port", port, "--enable-supernode-auth"),
             *("--ssl-ca-certfile", str(keys / "authority.pem"), "--ssl-certfile", str(keys / "superlink.pem")),
             *("--ssl-keyfile", str(keys / "superlink.key"), "--disable-runtime-dependency-installation"),
+            *("--database", str(self.home / "state.db")),
         ]
         stack.enter_context(process(self.folder / "superlink.log", self.theirs, *command))
         assert nginx(self.edge).returncode == 0
