@@ -216,7 +216,7 @@ def test_a_stock_node_trains_through_the_gateway_once_the_site_has_approved(
         with subtests.test("a pause stops everything at once, and resuming lets the node go on"):
             here.site_says("pause")
             before = len(here.calls())
-            time.sleep(7)  # the node asks every 3 s
+            time.sleep(4)  # the node asks every 3 s
             assert len(here.calls()) == before
             here.site_says("resume")
             until(lambda: len(here.calls()) > before, 240, lambda: here.log("gateway"))
@@ -234,5 +234,5 @@ def test_a_stock_node_trains_through_the_gateway_once_the_site_has_approved(
             gateway.kill()
             gateway.wait(30)
             before = len(here.calls())
-            time.sleep(7)  # the node asks every 3 s
+            time.sleep(4)  # the node asks every 3 s
             assert len(here.calls()) == before
