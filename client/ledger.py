@@ -60,7 +60,7 @@ class Spent:
 
 @contextmanager
 def open_ledger(site: Path) -> Iterator["Ledger"]:
-    """Open a site's ledger, a new one where there is none.
+    """Open a site's ledger, a new one where there is none: its tables are made with its first line.
 
     Raises
     ------
@@ -70,15 +70,7 @@ def open_ledger(site: Path) -> Iterator["Ledger"]:
     try:
         with closing(sqlite3.connect(site / "ledger.sqlite", timeout=60, isolation_level=None)) as database:
             database.execute("PRAGMA synchronous = EXTRA")  # what is committed survives a power cut too
-            ledger = Ledger(database)
-            with ledger.transaction():
-                (version,) = database.execute("PRAGMA user_version").fetchone()
-                if version == 0:
-                    for statement in _SCHEMA:
-                        database.execute(statement)
-                elif version != _VERSION:
-                    raise StorageError(f"the ledger has version {version}, this program reads {_VERSION}: update it")
-            yield ledger
+            yield Ledger(database)
     except sqlite3.Error as error:
         raise StorageError(
             f"the ledger cannot be read or written, so nothing is sent ({type(error).__name__}): is there space, and "
@@ -95,9 +87,13 @@ class Ledger:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Make everything inside happen, or nothing."""
+        """Make everything inside happen, or nothing. Inside another one, it is a part of that."""
+        if self._database.in_transaction:
+            yield
+            return
         self._run("BEGIN IMMEDIATE")
         try:
+            self._prepare()
             yield
         except BaseException:
             if self._database.in_transaction:
@@ -180,7 +176,8 @@ class Ledger:
 
     def limit(self) -> Limit:
         """Return the budget; infinite where none was ever set."""
-        row = self._run("SELECT epsilon, delta FROM budget ORDER BY rowid DESC LIMIT 1").fetchone()
+        with self.transaction():
+            row = self._run("SELECT epsilon, delta FROM budget ORDER BY rowid DESC LIMIT 1").fetchone()
         return Limit(*row) if row else Limit(inf, 1e-5)
 
     def set_limit(self, limit: Limit) -> None:
@@ -190,14 +187,25 @@ class Ledger:
 
     def spent(self) -> list[Spent]:
         """Return what every study has spent, in the order in which they began."""
-        rows = self._run(
-            "SELECT study, sampling, noise, count(*) FROM release GROUP BY study, sampling, noise ORDER BY min(at)"
-        )
+        with self.transaction():
+            rows = self._run(
+                "SELECT study, sampling, noise, count(*) FROM release GROUP BY study, sampling, noise ORDER BY min(at)"
+            ).fetchall()
         return [Spent(study, Rounds(*rounds)) for study, *rounds in rows]
 
     def without_guarantee(self) -> list[str]:
         """Return the studies that had releases without one."""
-        return [study for (study,) in self._run("SELECT study FROM unprotected ORDER BY at")]
+        with self.transaction():
+            return [study for (study,) in self._run("SELECT study FROM unprotected ORDER BY at")]
+
+    def _prepare(self) -> None:
+        """Make the tables of a new ledger, within the transaction that needs them: the disk is waited for once."""
+        (version,) = self._run("PRAGMA user_version").fetchone()
+        if version == 0:
+            for statement in _SCHEMA:
+                self._run(statement)
+        elif version != _VERSION:
+            raise StorageError(f"the ledger has version {version}, this program reads {_VERSION}: update it")
 
     def _check(self, question: Question) -> None:
         limit, whole = self.limit(), question.whole

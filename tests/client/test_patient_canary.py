@@ -241,7 +241,7 @@ def noise_reused(patch: Patch) -> None:
     ("mistake", "role", "trials"),
     [
         (half_the_noise, "query", 500),
-        (shuffled_roles, "query", 100),
+        (shuffled_roles, "query", 250),
         (a_product_not_clipped, "support", 100),
         (an_inner_step_without_noise, "support", 400),
         (noise_reused, "query", 100),
