@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +112,11 @@ def mapped(site: Path, recipe: Recipe, slots: int) -> NDArray[np.uint8]:
         The file is shorter than the catalogue says.
     """
     path = site / "cache" / recipe.digest / "pixels.raw"
-    if path.stat().st_size < slots * recipe.nbytes:
-        raise DataError("the pixel cache is shorter than its catalogue says: run `wardround-site verify`")
-    return np.memmap(path, np.uint8, "r", shape=(slots, *recipe.shape))
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size < slots * recipe.nbytes:
+            raise DataError("the pixel cache is shorter than its catalogue says: run `wardround-site verify`")
+        pages = mmap(file.fileno(), slots * recipe.nbytes, access=ACCESS_READ)
+    return np.frombuffer(pages, np.uint8).reshape(slots, *recipe.shape)
 
 
 def verify(site: Path, catalogue: Catalogue) -> Iterator[tuple[str, int]]:

@@ -223,4 +223,7 @@ def _batch(site: Site, slots: NDArray[np.int64], labels: NDArray[np.int64], mask
 
 def network_input(pixels: NDArray[np.uint8]) -> torch.Tensor:
     """Return prepared pixels ``[*, C, *]`` as a network takes them: float32, about zero mean and unit deviation."""
-    return torch.from_numpy(pixels).to(torch.float32).sub_(CENTRE).div_(SPREAD)
+    x = pixels.astype(np.float32)  # by NumPy: PyTorch would wake threads for it
+    x -= np.float32(CENTRE)
+    x /= np.float32(SPREAD)
+    return torch.from_numpy(x)

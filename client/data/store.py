@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from common.canonical import canonical_json
 from common.errors import DataError, NotPreparedError
 
 __all__ = ["SPLITS", "Site", "open_site"]
+
+T = TypeVar("T")
 
 #: The sides that a patient can be on.
 SPLITS = ("train", "validation", "test")
@@ -113,20 +116,23 @@ def open_site(folder: Path, recipe: Recipe) -> Site:
             raise DataError(
                 "this site's split leaks: a picture is on two sides of it; see the report of `wardround-site index`"
             )
-        (last,) = run(f"SELECT max(slot) {usable}", (recipe.digest,)).fetchone()
         name, number = catalogue.setting("name"), int(catalogue.setting("number"))
     slots, labels, patients, split = zip(*rows, strict=True)
-    label_names, label = np.unique(labels, return_inverse=True)
-    hashes, patient = np.unique([p.hex() for p in patients], return_inverse=True)
+    label_names, keys = sorted(set(labels)), sorted(set(patients))
     return Site(
         folder,
         number,
         name,
-        mapped(folder, recipe, last),
+        mapped(folder, recipe, slots[-1]),
         np.array(slots, np.int64) - 1,
-        label,
-        tuple(map(str, label_names)),
-        patient,
+        _places(labels, label_names),
+        tuple(label_names),
+        _places(patients, keys),
         np.array([SPLITS.index(side) for side in split], np.int8),
-        tuple(bytes.fromhex(one) for one in hashes),
+        tuple(keys),
     )
+
+
+def _places(values: Sequence[T], among: Sequence[T]) -> NDArray[np.int64]:
+    place = {value: number for number, value in enumerate(among)}
+    return np.array([place[value] for value in values], np.int64)

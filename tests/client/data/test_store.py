@@ -46,7 +46,10 @@ def test_a_site_is_read_as_it_was_indexed(tmp_path: Path) -> None:
     assert len(set(site.patients)) == 6
     np.testing.assert_array_equal(site.patients[::2], site.patients[1::2])
     assert not site.cache.flags.writeable
-    assert isinstance(site.cache, np.memmap)
+    raw = next(site.folder.glob("cache/*/pixels.raw"))
+    with raw.open("r+b") as file:
+        file.write(b"\xff")
+    assert site.cache.flat[0] == 255  # mapped: nothing was read beforehand
 
 
 def test_a_recipe_without_a_cache_is_not_prepared(tmp_path: Path) -> None:
