@@ -58,7 +58,12 @@ def load_key(path: Path, *, new: bytes | None = None) -> bytes:
             file.flush()
             os.fsync(file.fileno())
         os.replace(work, path)
-    key = path.read_bytes() if path.exists() else b""
+    if not path.exists():
+        raise DataError(
+            "there is no site.key in the site's folder: --site names the folder of the site that this is about; if the "
+            "key is lost, restore it from its backup, for without it no patient is known again"
+        )
+    key = path.read_bytes()
     if len(key) != KEY_BYTES:
         raise DataError(
             f"site.key has {len(key)} bytes, not {KEY_BYTES}: restore it from its backup; without it no patient "
