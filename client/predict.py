@@ -66,7 +66,7 @@ def predict(
     progress : callable
         Called after every batch.
     """
-    table = Table(out, model.classes)
+    table = Table(out, model.classes, model.digest)
     counts = Counts(before=len(table.files))
     todo = (path for path in _files(paths, skip) if not table.has(str(path)))
     with _reading(model, key, todo, workers, seconds) as results:
@@ -156,7 +156,7 @@ def write_patients(out: Path, model: AdaptedModel) -> Path:
     The conformal set is that of the mean probability; its coverage was calibrated for single images.
     """
     sums: dict[str, _Sum] = {}
-    for record in Table(out, model.classes).records():
+    for record in Table(out, model.classes, model.digest).records():
         if record["patient"] and not record["reason"]:
             values = np.array([[float(record[f"{kind} {name}"]) for name in model.classes] for kind in KINDS])
             own = sums.setdefault(record["patient"], _Sum(np.zeros_like(values)))
@@ -165,7 +165,7 @@ def write_patients(out: Path, model: AdaptedModel) -> Path:
             own.unlike += int(str(record["unlike"]) in {"True", "true", "1"})
     path = out.with_name(f"{out.stem}.patients{out.suffix}")
     path.unlink(missing_ok=True)
-    table = Table(path, model.classes, first=("patient", "images"))
+    table = Table(path, model.classes, model.digest, first=("patient", "images"))
     table.append(
         {
             "patient": who,

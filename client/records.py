@@ -19,16 +19,24 @@ KINDS = ("p", "low", "high")
 
 @dataclass
 class Table:
-    """A file of records that grows by whole batches.
+    """A file of records that grows by whole batches, all of one model.
 
     Attributes
     ----------
+    model : str
+        Digest of the model.
     files : set of bytes
         Hashes of the names that have records.
+
+    Raises
+    ------
+    DataError
+        The file holds something else, or what another model said.
     """
 
     path: Path
     classes: tuple[str, ...]
+    model: str
     first: tuple[str, ...] = ("file", "frame", "patient")
     files: set[bytes] = field(default_factory=set)
 
@@ -36,12 +44,12 @@ class Table:
         if self.path.suffix not in {".csv", ".jsonl"}:
             raise DataError("--out takes a file that ends in .csv or .jsonl")
         kinds = [f"{kind} {name}" for kind in KINDS for name in self.classes]
-        self.columns = [*self.first, "class", "set", *kinds, "unlike", "reason"]
+        self.columns = [*self.first, "class", "set", *kinds, "unlike", "reason", "model"]
         try:
             if self.path.exists():
                 self._look()  # before anything is changed
                 self._mend()
-                self.files = {_short(record["file"]) for record in self.records()}
+                self.files = {self._known(record) for record in self.records()}
             else:
                 self._write(
                     "" if self.path.suffix == ".jsonl" else ",".join(map(_quoted, self.columns)) + "\n", new=True
@@ -67,7 +75,7 @@ class Table:
         """Write records, durably."""
         lines = []
         for record in records:
-            row = {column: record.get(column, "") for column in self.columns}
+            row = {column: record.get(column, "") for column in self.columns} | {"model": self.model}
             if self.path.suffix == ".jsonl":
                 lines.append(json.dumps(row, ensure_ascii=False) + "\n")
             else:
@@ -80,6 +88,11 @@ class Table:
             file.write(text.encode("utf-8", "surrogateescape"))
             file.flush()
             os.fsync(file.fileno())
+
+    def _known(self, record: dict[str, Any]) -> bytes:
+        if record["model"] != self.model:
+            raise DataError("the file of --out holds what another model said: name another one for this model")
+        return _short(record["file"])
 
     def _look(self) -> None:
         """Refuse a file whose first line is not one of these records, or their header."""

@@ -64,7 +64,7 @@ def worklist(records: Path, model: AdaptedModel, used: Path) -> list[Candidate]:
     sums: dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
     about: dict[str, tuple[str, str]] = {}
     counts: dict[str, list[int]] = {}
-    for record in Table(records, model.classes).records():
+    for record in Table(records, model.classes, model.digest).records():
         if record["reason"] or record["patient"] in taken:
             continue
         who = record["patient"] or f"file {record['file']}"

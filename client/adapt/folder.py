@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from client.adapt.classifier import Classifier
 from client.adapt.familiar import Familiar
 from client.calibration import Calibration, from_json
 from client.data.image import Recipe
+from common.canonical import sha256_hex
 from common.errors import DataError, NotPreparedError
 from common.models import build
 from common.models.fixed_norm import with_fixed_statistics
@@ -56,6 +57,8 @@ class AdaptedModel:
         Why it is not to be used; empty where it may be.
     facts : mapping
         Study's and theta's digest, learner, setting, date.
+    digest : str
+        16 hexadecimal digits of the folder's files that it was read from; what is not written has none.
     """
 
     model: Model
@@ -67,6 +70,7 @@ class AdaptedModel:
     grey: bool | None
     refusals: tuple[str, ...]
     facts: Mapping[str, Any]
+    digest: str = ""
 
     @property
     def recipe(self) -> Recipe:
@@ -121,8 +125,8 @@ def read_adapted(folder: Path) -> AdaptedModel:
         It is damaged, or of another version.
     """
     try:
-        about = json.loads((folder / "adapted.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "weights.safetensors")
+        written, numbers = ((folder / name).read_bytes() for name in ("adapted.json", "weights.safetensors"))
+        about, tensors = json.loads(written), load(numbers)
     except OSError:
         raise NotPreparedError(
             "--model needs the folder of an adapted model, as `wardround-site adapt --out` writes it"
@@ -150,6 +154,7 @@ def read_adapted(folder: Path) -> AdaptedModel:
             about["familiar"]["grey"],
             tuple(about["refusals"]),
             {name: about[name] for name in kept},
+            sha256_hex(written + numbers)[:16],
         )
     except (KeyError, ValueError, TypeError):
         raise DataError("the adapted model's folder is damaged: adapt again, or restore it") from None

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,17 @@ def test_a_file_of_something_else_is_left_alone(model: AdaptedModel, tmp_path: P
         assert other.read_text() == text
     with pytest.raises(DataError, match=r"\.csv or \.jsonl"):
         run(model, [tmp_path], tmp_path / "x.txt", tmp_path / "site")
+
+
+def test_what_another_model_said_is_left_alone(model: AdaptedModel, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path, images(1, 1, seed=9))
+    out = tmp_path / "out.csv"
+    run(model, [pictures], out, tmp_path / "site")
+    assert {row["model"] for row in rows(out)} == {model.digest}
+    before = out.read_bytes()
+    with pytest.raises(DataError, match="another model"):
+        run(replace(model, digest="0" * 16), [pictures], out, tmp_path / "site")
+    assert out.read_bytes() == before
 
 
 def test_the_command(folder: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def record(file: str, patient: str, p: tuple[float, float, float], **more: Any) 
 def test_the_least_sure_come_first(model: AdaptedModel, folder: Path, tmp_path: Path) -> None:
     used = json.loads((folder / "patients.json").read_text())[0]
     flat, sure = (0.34, 0.33, 0.33), (0.98, 0.01, 0.01)
-    Table(tmp_path / "p.csv", model.classes).append(
+    Table(tmp_path / "p.csv", model.classes, model.digest).append(
         [
             record("1", "x", sure),
             record("2", "y", flat),
