@@ -158,7 +158,7 @@ def found_out(study: Study, loud: Scores, calm: Scores) -> bool:
 def test_what_can_be_proven_is_less_than_what_is_claimed(tmp_path: Path, monkeypatch: Patch, role: Role) -> None:
     study, loud, calm = audit(tmp_path, role, 300, monkeypatch)
     assert not found_out(study, loud, calm)
-    assert proven(loud, calm, 0.05)[0] > 0.2  # of 1: the audit can see
+    assert proven(loud, calm, 0.05)[0] > 0.1  # of 1: the audit can see
 
 
 def half_the_noise(patch: Patch) -> None:
