@@ -6,10 +6,12 @@ and a stock SuperNode without any. Nothing but the network between hospitals is 
 
 import os
 import shutil
+import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -46,6 +48,7 @@ _START_SECONDS = 90.0
 _BRISK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 
 Say = Callable[[str], None]
+Running = AbstractContextManager["subprocess.Popen[bytes]"]
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,14 @@ class Localnet:
         The coordinator's ``WARDROUND_HOME``: its runs.
     sites : dict of str to Path
         Folders of the sites, by name: keys, manifest, approvals, audit log.
+    sockets : Path
+        Folder of the sockets of their workers. A path of a socket is short.
     """
 
     folder: Path
     home: Path
     sites: dict[str, Path]
+    sockets: Path
 
     def run(self, study: Study, progress: Callable[[dict[str, Any]], None] = lambda _: None) -> Path:
         """Run a study with ``flwr run`` and return its run's folder.
@@ -77,6 +83,8 @@ class Localnet:
         plan, began, control = self.folder / "study.toml", time.time(), Control(self.home)
         plan.write_text(study.toml())
         number = control.run(plan)
+        for name in self.sites:
+            until((self.sockets / name).exists, _START_SECONDS, partial(self.log, f"{name}-worker"))
         folder = self.home / "runs" / str(number)
         control.follow(number, folder, progress, since=began)
         return folder
@@ -120,39 +128,38 @@ def localnet(folder: Path, study: Study, data: Sequence[Site], say: Say = lambda
     say("keys, certificates and a manifest; every site approves the bundle and the study")
     edge = Edge(folder / "edge", f"127.0.0.1:{next(ports)}", f"127.0.0.1:{next(ports)}")
     address = f"localhost:{edge.listen.split(':')[1]}"
-    net = Localnet(folder, folder / "coordinator", _consortium(folder, address, study, data))
-    net.home.mkdir()
-    write_edge(open_authority(folder / "consortium", _now()), edge, _now())
-    write_connection(net.home, edge.superlink, edge.folder / "authority.pem")
-    doors = dict(zip(net.sites, islice(ports, len(data)), strict=True))
-    images = dict(zip(net.sites, data, strict=True))
+    sites = _consortium(folder, address, study, data)
     with ExitStack() as stack:
-        # A path of a socket is short, and this folder is nobody else's.
-        sockets = Path(stack.enter_context(TemporaryDirectory(prefix="wardround-")))
-        say("the SuperLink, and the edge in front of it; a gateway and a worker at every site")
-        superlink, nginx = _coordinator(net, edge)
-        stack.enter_context(running(net.folder / "superlink.log", _coordinators(net.home), *superlink))
-        stack.enter_context(running(net.folder / "edge.log", os.environ, *nginx))
-        for name, site in net.sites.items():
-            command = [tool("wardround-site"), "gateway", "--site", str(site), "--listen", f"127.0.0.1:{doors[name]}"]
-            stack.enter_context(running(net.folder / f"{name}-gateway.log", _sites(folder, name), *command))
-        for name in net.sites:
-            command = [tool("wardround-site"), "worker", "--site", str(images[name].folder)]
-            again = ["sh", "-c", 'while :; do "$@"; sleep 1; done', "worker", *command, "--socket", str(sockets / name)]
-            stack.enter_context(running(net.folder / f"{name}-worker.log", _sites(folder, name), *again))
-        for site in net.sites.values():
+        sockets = Path(stack.enter_context(TemporaryDirectory(prefix="wardround-")))  # nobody else's: mode 0700
+        net = Localnet(folder, folder / "coordinator", sites, sockets)
+        net.home.mkdir()
+        write_edge(open_authority(folder / "consortium", _now()), edge, _now())
+        write_connection(net.home, edge.superlink, edge.folder / "authority.pem")
+        doors = dict(zip(sites, islice(ports, len(data)), strict=True))
+        say("the SuperLink, and the edge in front of it; a gateway at every site")
+        started = [stack.enter_context(one) for one in _coordinator(net, edge)]
+        for name, door in doors.items():
+            command = [tool("wardround-site"), "gateway", "--site", str(sites[name]), "--listen", f"127.0.0.1:{door}"]
+            started.append(stack.enter_context(_at(net, name, "gateway", *command)))
+        stack.callback(_end, started)
+        for name, site in sites.items():
             until(partial(_reaches, site), _START_SECONDS, partial(net.log, "superlink"))
-        say("a node at every site")
-        with ThreadPoolExecutor(len(data)) as pool:
-            list(pool.map(net.register, net.sites))
-        for name, port in zip(net.sites, ports, strict=True):
             until(partial(_is_open, doors[name]), _START_SECONDS, partial(net.log, f"{name}-gateway"))
+        with ThreadPoolExecutor(len(data)) as pool:
+            list(pool.map(net.register, sites))
+        say("a node and a worker at every site")
+        nodes = []
+        for name, port in zip(sites, ports, strict=True):
             command = [tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{doors[name]}"]
             command += ["--port", str(port), "--node-config", f'worker="{sockets / name}"']
-            stack.enter_context(running(net.folder / f"{name}-node.log", _sites(folder, name), *command))
-        for name in net.sites:
+            nodes.append(stack.enter_context(_at(net, name, "node", *command)))
+        for name, images in zip(sites, data, strict=True):  # last: nothing waits for them before the first message
+            command = [tool("wardround-site"), "worker", "--site", str(images.folder), "--socket", str(sockets / name)]
+            again = ["sh", "-c", 'while :; do "$@"; sleep 1; done', "worker"]
+            nodes.append(stack.enter_context(_at(net, name, "worker", *again, *command)))
+        stack.callback(_end, nodes)
+        for name in sites:
             until(partial(_is_in, net, name), _START_SECONDS, partial(net.log, f"{name}-node"))
-            until((sockets / name).exists, _START_SECONDS, partial(net.log, f"{name}-worker"))
         yield net
 
 
@@ -195,8 +202,8 @@ def place(keep: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def _coordinator(net: Localnet, edge: Edge) -> tuple[list[str], list[str]]:
-    """Return the commands of the SuperLink and of nginx."""
+def _coordinator(net: Localnet, edge: Edge) -> list[Running]:
+    """Return the SuperLink and nginx, not started yet."""
     keys, port = edge.folder, edge.superlink.split(":")[1]
     superlink = [
         *(tool("flower-superlink"), "--host", "127.0.0.1", "--port", port, "--enable-supernode-auth"),
@@ -204,8 +211,27 @@ def _coordinator(net: Localnet, edge: Edge) -> tuple[list[str], list[str]]:
         *("--ssl-keyfile", str(keys / "superlink.key"), "--disable-runtime-dependency-installation"),
         *("--database", str(net.home / "state.db")),
     ]
-    user = "user root;" if not os.geteuid() else ""
-    return superlink, ["nginx", "-c", str(keys / "nginx.conf"), "-g", f"daemon off;{user}"]
+    nginx = ["nginx", "-c", str(keys / "nginx.conf"), "-g", "daemon off;" + ("user root;" if not os.geteuid() else "")]
+    home = {"FLWR_HOME": str(net.home), "HOME": str(net.home), "WARDROUND_HOME": str(net.home)}
+    return [
+        running(net.folder / "superlink.log", flower_environment(**home, **_BRISK), *superlink),
+        running(net.folder / "edge.log", os.environ, *nginx),
+    ]
+
+
+def _at(net: Localnet, name: str, part: str, *command: str) -> Running:
+    """Return a process at a site, not started yet."""
+    home = net.folder / f"{name}-node"
+    home.mkdir(exist_ok=True)
+    environment = flower_environment(FLWR_HOME=str(home), HOME=str(home), NO_PROXY="localhost,127.0.0.1", **_BRISK)
+    return running(net.folder / f"{name}-{part}.log", environment, *command)
+
+
+def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Tell all of them to end, so that they end at the same time."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def _reaches(site: Path) -> bool:
@@ -220,16 +246,6 @@ def _is_open(port: int) -> bool:
     with suppress(httpx.TransportError):
         return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).text == "open\n"
     return False
-
-
-def _coordinators(home: Path) -> dict[str, str]:
-    return flower_environment(FLWR_HOME=str(home), HOME=str(home), WARDROUND_HOME=str(home), **_BRISK)
-
-
-def _sites(folder: Path, name: str) -> dict[str, str]:
-    home = folder / f"{name}-node"
-    home.mkdir(exist_ok=True)
-    return flower_environment(FLWR_HOME=str(home), HOME=str(home), NO_PROXY="localhost,127.0.0.1", **_BRISK)
 
 
 def _now() -> datetime:

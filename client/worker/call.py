@@ -1,5 +1,6 @@
 """The ClientApp's side: hand a message over to the worker."""
 
+import time
 from collections.abc import Mapping
 
 import grpc
@@ -10,6 +11,11 @@ from common.contract import Kind
 from common.errors import WardroundError
 
 __all__ = ["hand_over"]
+
+#: How long a worker that is not there is waited for: it may be starting.
+_PATIENCE_SECONDS = 20.0
+
+_OPTIONS = [*CHANNEL, ("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000)]
 
 
 def hand_over(
@@ -31,11 +37,18 @@ def hand_over(
     WardroundError
         The worker is not there, ended, or did not answer in time.
     """
-    with grpc.insecure_channel(f"unix:{socket}", CHANNEL) as channel:
+    until = time.monotonic() + seconds
+    with grpc.insecure_channel(f"unix:{socket}", _OPTIONS) as channel:
         call = channel.unary_unary(f"/{SERVICE}/{METHOD}")
         try:
-            return unpack_answer(call(pack_question(kind, content, run_config), timeout=seconds))
+            grpc.channel_ready_future(channel).result(min(seconds, _PATIENCE_SECONDS))
+            answer = call(pack_question(kind, content, run_config), timeout=max(0.0, until - time.monotonic()))
+        except grpc.FutureTimeoutError:
+            raise WardroundError(
+                f"there is no worker at {socket}: start `wardround-site worker`, or look into its log"
+            ) from None
         except grpc.RpcError as error:
             raise WardroundError(
-                f"no answer from the worker at {socket} ({error.code().name}): does `wardround-site worker` run?"
+                f"the worker at {socket} did not answer ({error.code().name}): look into its log"
             ) from None
+    return unpack_answer(answer)

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -99,15 +100,31 @@ def test_a_worker_s_errors_are_those_of_the_clientapp_alone(socket: Path) -> Non
 
 
 def test_without_a_worker_a_code_leaves_and_the_next_message_is_answered_when_there_is_one(
-    study: Study, sites: list[Site], socket: Path, capfd: pytest.CaptureFixture[str]
+    study: Study, sites: list[Site], socket: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("client.worker.call._PATIENCE_SECONDS", 0.05)
     node = {"worker": str(socket)}
     number = incident(asked(study, "join", node))
-    assert f"incident {number}: no answer from the worker at {socket} (UNAVAILABLE)" in capfd.readouterr().err
+    assert f"incident {number}: there is no worker at {socket}" in capfd.readouterr().err
     for _ in range(2):  # it is started, ends, is started again
         with working(socket):
             assert asked(study, "join", node).has_content()
         incident(asked(study, "join", node))
+
+
+def test_a_worker_that_is_just_starting_is_waited_for(study: Study, sites: list[Site], socket: Path) -> None:
+    over = threading.Event()
+
+    def start() -> None:
+        time.sleep(0.3)
+        with working(socket):
+            over.wait(10)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    assert asked(study, "join", {"worker": str(socket)}).has_content()
+    over.set()
+    thread.join()
 
 
 def test_a_worker_that_is_killed_while_it_computes_is_one_message_s_failure(
