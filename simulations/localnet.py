@@ -136,27 +136,27 @@ def localnet(folder: Path, study: Study, data: Sequence[Site], say: Say = lambda
         write_edge(open_authority(folder / "consortium", _now()), edge, _now())
         write_connection(net.home, edge.superlink, edge.folder / "authority.pem")
         doors = dict(zip(sites, islice(ports, len(data)), strict=True))
-        say("the SuperLink, and the edge in front of it; a gateway at every site")
+        say("the SuperLink, and the edge in front of it; a gateway and a worker at every site")
         started = [stack.enter_context(one) for one in _coordinator(net, edge)]
         for name, door in doors.items():
             command = [tool("wardround-site"), "gateway", "--site", str(sites[name]), "--listen", f"127.0.0.1:{door}"]
             started.append(stack.enter_context(_at(net, name, "gateway", *command)))
+        for name, images in zip(sites, data, strict=True):
+            command = [tool("wardround-site"), "worker", "--site", str(images.folder), "--socket", str(sockets / name)]
+            again = ["sh", "-c", 'while :; do "$@"; sleep 1; done', "worker"]
+            started.append(stack.enter_context(_at(net, name, "worker", *again, *command)))
         stack.callback(_end, started)
         for name, site in sites.items():
             until(partial(_reaches, site), _START_SECONDS, partial(net.log, "superlink"))
             until(partial(_is_open, doors[name]), _START_SECONDS, partial(net.log, f"{name}-gateway"))
         with ThreadPoolExecutor(len(data)) as pool:
             list(pool.map(net.register, sites))
-        say("a node and a worker at every site")
+        say("a node at every site")
         nodes = []
         for name, port in zip(sites, ports, strict=True):
             command = [tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{doors[name]}"]
             command += ["--port", str(port), "--node-config", f'worker="{sockets / name}"']
             nodes.append(stack.enter_context(_at(net, name, "node", *command)))
-        for name, images in zip(sites, data, strict=True):  # last: nothing waits for them before the first message
-            command = [tool("wardround-site"), "worker", "--site", str(images.folder), "--socket", str(sockets / name)]
-            again = ["sh", "-c", 'while :; do "$@"; sleep 1; done', "worker"]
-            nodes.append(stack.enter_context(_at(net, name, "worker", *again, *command)))
         stack.callback(_end, nodes)
         for name in sites:
             until(partial(_is_in, net, name), _START_SECONDS, partial(net.log, f"{name}-node"))
