@@ -1,14 +1,18 @@
 """Which devices a site computes on."""
 
 import os
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["cpu_cores", "local_devices"]
 
 
-def local_devices(dtype: torch.dtype) -> tuple[torch.device, ...]:
+def local_devices(dtype: "torch.dtype") -> "tuple[torch.device, ...]":
     """Return all CUDA devices, else Apple's GPU (which has no float64), else the CPU."""
+    import torch  # here: most of the commands ask for cores only
+
     if torch.cuda.is_available():
         return tuple(torch.device("cuda", i) for i in range(torch.cuda.device_count()))
     if torch.backends.mps.is_available() and dtype != torch.float64:

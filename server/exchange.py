@@ -22,8 +22,10 @@ _TYPES = {"join": "query.join", "train": "train", "evaluate": "evaluate"}
 _WINDOW = 64
 # Replies that may lie here before it is their turn: with the one in hand, all the vectors that memory holds.
 _AHEAD = 8
-# The first look for replies comes at once, later ones less and less often: a look is a request over the network.
+# The first look for replies comes at once, later ones less and less often: a look is a request over the network, and
+# costs the SuperLink about 10 ms.
 _FIRST_POLL_SECONDS = 0.005
+_SOON_POLL_SECONDS = 0.2
 _LAST_POLL_SECONDS = 1.0
 
 #: Called with what happens besides answers: an event's name and what is known of it.
@@ -125,7 +127,9 @@ class Exchange:
                 rest = min(pause, max(0.0, until - time.monotonic()))
                 time.sleep(rest)
                 self.waiting_seconds += rest
-                pause = min(1.1 * pause, _LAST_POLL_SECONDS)
+                # Twice as long each time, then a tenth of what was waited already.
+                waited = seconds - (until - time.monotonic())
+                pause = min(2 * pause, max(_SOON_POLL_SECONDS, waited / 10), _LAST_POLL_SECONDS)
         self._collect_late()
 
     def _push(

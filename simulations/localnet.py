@@ -4,18 +4,18 @@ The coordinator has its authority, nginx as the edge and Flower's SuperLink; eac
 and a stock SuperNode without any. Nothing but the network between hospitals is missing.
 """
 
-import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +23,6 @@ from typing import Any
 import httpx
 from flwr.cli.build import build_fab_from_disk
 
-import common
 from client.data.store import Site
 from client.gateway import approvals
 from client.gateway.audit import check, read_lines
@@ -32,7 +31,7 @@ from client.membership import joined, reach, store
 from common.canonical import sha256_hex
 from common.consortium.keys import ec_public, openssh_public
 from common.environment import flower_environment, tool
-from common.errors import NotPreparedError, RoundError
+from common.errors import NotPreparedError
 from common.meta import head_size, make_learner
 from common.models import build
 from common.study import Study
@@ -40,16 +39,16 @@ from server.consortium import members
 from server.consortium.authority import found, open_authority
 from server.consortium.edge import Edge, write_edge
 from server.consortium.issue import SITE_DAYS, issue_site
-from server.runs import read_json
+from simulations.engines.control import APP, Control, free_ports, running, until, write_connection
 
 __all__ = ["Localnet", "letters", "localnet", "place"]
 
 _START_SECONDS = 90.0
-_POLL_SECONDS = 0.2
 #: Flower's own pauses between questions, in seconds; a loopback can be asked more often.
 _BRISK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 
 Say = Callable[[str], None]
+Running = AbstractContextManager["subprocess.Popen[bytes]"]
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,14 @@ class Localnet:
         The coordinator's ``WARDROUND_HOME``: its runs.
     sites : dict of str to Path
         Folders of the sites, by name: keys, manifest, approvals, audit log.
+    sockets : Path
+        Folder of the sockets of their workers. A path of a socket is short.
     """
 
     folder: Path
     home: Path
     sites: dict[str, Path]
+    sockets: Path
 
     def run(self, study: Study, progress: Callable[[dict[str, Any]], None] = lambda _: None) -> Path:
         """Run a study with ``flwr run`` and return its run's folder.
@@ -78,40 +80,24 @@ class Localnet:
         RoundError
             It did not end well; the reason is in the text.
         """
-        plan = self.folder / "study.toml"
+        plan, began, control = self.folder / "study.toml", time.time(), Control(self.home)
         plan.write_text(study.toml())
-        answer = self._flwr("run", str(_app()), "here", "--run-config", str(plan), "--format", "json")
-        folder, seen = self.home / "runs" / str(json.loads(answer)["run-id"]), 0
-        while read_json(folder / "status.json").get("state") != "finished":
-            if (folder / "history.jsonl").exists():
-                lines = (folder / "history.jsonl").read_bytes().split(b"\n")[:-1]
-                for line in lines[seen:]:
-                    progress(json.loads(line))
-                seen = len(lines)
-            if (folder / "failure.txt").exists():
-                raise RoundError((folder / "failure.txt").read_text())
-            time.sleep(_POLL_SECONDS)
+        number = control.run(plan)
+        for name in self.sites:
+            until((self.sockets / name).exists, _START_SECONDS, partial(self.log, f"{name}-worker"))
+        folder = self.home / "runs" / str(number)
+        control.follow(number, folder, progress, since=began)
         return folder
 
-    def register(self) -> None:
-        """Tell the SuperLink each site's node key."""
-        for name, site in self.sites.items():
-            key = self.folder / f"{name}.pub"
-            key.write_bytes(openssh_public(joined(site, _now()).member.node))
-            self._flwr("supernode", "register", str(key), "here", "--name", name)
+    def register(self, name: str) -> None:
+        """Tell the SuperLink a site's node key."""
+        key = self.folder / f"{name}.pub"
+        key.write_bytes(openssh_public(joined(self.sites[name], _now()).member.node))
+        Control(self.home).flwr("supernode", "register", str(key), "here", "--name", name)
 
     def log(self, name: str) -> str:
         """Return the end of a process's log."""
         return (self.folder / f"{name}.log").read_text(errors="replace")[-3000:]
-
-    def _flwr(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [tool("flwr"), *arguments],
-            env=_coordinators(self.home), cwd=_app(), capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise RoundError(f"flwr {arguments[0]} failed:\n{(done.stdout + done.stderr).strip()[-3000:]}")
-        return done.stdout
 
 
 @contextmanager
@@ -138,35 +124,42 @@ def localnet(folder: Path, study: Study, data: Sequence[Site], say: Say = lambda
     """
     if shutil.which("nginx") is None:
         raise NotPreparedError("nginx is not installed: it is the consortium's edge (on Debian: apt install nginx)")
-    ports = iter(_free_ports(2 + 2 * len(data)))
+    ports = iter(free_ports(2 + 2 * len(data)))
     say("keys, certificates and a manifest; every site approves the bundle and the study")
     edge = Edge(folder / "edge", f"127.0.0.1:{next(ports)}", f"127.0.0.1:{next(ports)}")
     address = f"localhost:{edge.listen.split(':')[1]}"
-    net = Localnet(folder, folder / "coordinator", _consortium(folder, address, study, data))
-    net.home.mkdir()
-    write_edge(open_authority(folder / "consortium", _now()), edge, _now())
-    (net.home / "config.toml").write_text(
-        f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{edge.superlink}"\n'
-        f'root-certificates = "{edge.folder / "authority.pem"}"\n'
-    )
+    sites = _consortium(folder, address, study, data)
     with ExitStack() as stack:
-        say("the SuperLink, and the edge in front of it")
-        stack.enter_context(_superlink(net, edge))
-        for site in net.sites.values():
-            _until(partial(_reaches, site), net, "superlink")
-        net.register()
-        say("a gateway and a node at every site")
-        doors = [next(ports) for _ in data]
-        for (name, site), door in zip(net.sites.items(), doors, strict=True):
-            command = [tool("wardround-site"), "gateway", "--site", str(site), "--listen", f"127.0.0.1:{door}"]
-            stack.enter_context(_process(net.folder / f"{name}-gateway.log", _sites(folder, name), *command))
-        for name, images, door in zip(net.sites, data, doors, strict=True):
-            _until(partial(_is_open, door), net, f"{name}-gateway")
-            command = [tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{door}"]
-            command += ["--port", str(next(ports)), "--node-config", f'site="{images.folder}"']
-            stack.enter_context(_process(net.folder / f"{name}-node.log", _sites(folder, name), *command))
-        for name in net.sites:
-            _until(partial(_is_in, net, name), net, f"{name}-node")
+        sockets = Path(stack.enter_context(TemporaryDirectory(prefix="wardround-")))  # nobody else's: mode 0700
+        net = Localnet(folder, folder / "coordinator", sites, sockets)
+        net.home.mkdir()
+        write_edge(open_authority(folder / "consortium", _now()), edge, _now())
+        write_connection(net.home, edge.superlink, edge.folder / "authority.pem")
+        doors = dict(zip(sites, islice(ports, len(data)), strict=True))
+        say("the SuperLink, and the edge in front of it; a gateway and a worker at every site")
+        started = [stack.enter_context(one) for one in _coordinator(net, edge)]
+        for name, door in doors.items():
+            command = [tool("wardround-site"), "gateway", "--site", str(sites[name]), "--listen", f"127.0.0.1:{door}"]
+            started.append(stack.enter_context(_at(net, name, "gateway", *command)))
+        for name, images in zip(sites, data, strict=True):
+            command = [tool("wardround-site"), "worker", "--site", str(images.folder), "--socket", str(sockets / name)]
+            again = ["sh", "-c", 'while :; do "$@"; sleep 1; done', "worker"]
+            started.append(stack.enter_context(_at(net, name, "worker", *again, *command)))
+        stack.callback(_end, started)
+        for name, site in sites.items():
+            until(partial(_reaches, site), _START_SECONDS, partial(net.log, "superlink"))
+            until(partial(_is_open, doors[name]), _START_SECONDS, partial(net.log, f"{name}-gateway"))
+        with ThreadPoolExecutor(len(data)) as pool:
+            list(pool.map(net.register, sites))
+        say("a node at every site")
+        nodes = []
+        for name, port in zip(sites, ports, strict=True):
+            command = [tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{doors[name]}"]
+            command += ["--port", str(port), "--node-config", f'worker="{sockets / name}"']
+            nodes.append(stack.enter_context(_at(net, name, "node", *command)))
+        stack.callback(_end, nodes)
+        for name in sites:
+            until(partial(_is_in, net, name), _START_SECONDS, partial(net.log, f"{name}-node"))
         yield net
 
 
@@ -183,7 +176,7 @@ def _consortium(folder: Path, address: str, study: Study, data: Sequence[Site]) 
         store.join(site, kit, authority.fingerprint, now)
     network = build(study.model, classes=head_size(study.algorithm, study.episodes), seed=study.study.seed)
     size = sum(tensor.numel() for tensor in make_learner(study.algorithm).theta(network).values())
-    bundle = build_fab_from_disk(_app())
+    bundle = build_fab_from_disk(APP)
     signed = authority.publish(members.allow(authority.manifest(), [sha256_hex(bundle)], [study], now))
     for site in sites.values():
         store.update(site, signed, now)
@@ -209,43 +202,36 @@ def place(keep: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-@contextmanager
-def _superlink(net: Localnet, edge: Edge) -> Iterator[None]:
+def _coordinator(net: Localnet, edge: Edge) -> list[Running]:
+    """Return the SuperLink and nginx, not started yet."""
     keys, port = edge.folder, edge.superlink.split(":")[1]
-    command = [
+    superlink = [
         *(tool("flower-superlink"), "--host", "127.0.0.1", "--port", port, "--enable-supernode-auth"),
         *("--ssl-ca-certfile", str(keys / "authority.pem"), "--ssl-certfile", str(keys / "superlink.pem")),
         *("--ssl-keyfile", str(keys / "superlink.key"), "--disable-runtime-dependency-installation"),
         *("--database", str(net.home / "state.db")),
     ]
     nginx = ["nginx", "-c", str(keys / "nginx.conf"), "-g", "daemon off;" + ("user root;" if not os.geteuid() else "")]
-    with (
-        _process(net.folder / "superlink.log", _coordinators(net.home), *command),
-        _process(net.folder / "edge.log", dict(os.environ), *nginx),
-    ):
-        yield
+    home = {"FLWR_HOME": str(net.home), "HOME": str(net.home), "WARDROUND_HOME": str(net.home)}
+    return [
+        running(net.folder / "superlink.log", flower_environment(**home, **_BRISK), *superlink),
+        running(net.folder / "edge.log", os.environ, *nginx),
+    ]
 
 
-@contextmanager
-def _process(log: Path, environment: dict[str, str], *command: str) -> Iterator[None]:
-    with log.open("wb") as out:
-        one = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=log.parent, start_new_session=True)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(one.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                one.wait(10)
+def _at(net: Localnet, name: str, part: str, *command: str) -> Running:
+    """Return a process at a site, not started yet."""
+    home = net.folder / f"{name}-node"
+    home.mkdir(exist_ok=True)
+    environment = flower_environment(FLWR_HOME=str(home), HOME=str(home), NO_PROXY="localhost,127.0.0.1", **_BRISK)
+    return running(net.folder / f"{name}-{part}.log", environment, *command)
 
 
-def _until(condition: Callable[[], bool], net: Localnet, log: str) -> None:
-    end = time.monotonic() + _START_SECONDS
-    while not condition():
-        if time.monotonic() > end:
-            raise RoundError(f"the consortium did not start in {_START_SECONDS:.0f} s ({log}):\n{net.log(log)}")
-        time.sleep(_POLL_SECONDS)
+def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Tell all of them to end, so that they end at the same time."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def _reaches(site: Path) -> bool:
@@ -260,28 +246,6 @@ def _is_open(port: int) -> bool:
     with suppress(httpx.TransportError):
         return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).text == "open\n"
     return False
-
-
-def _coordinators(home: Path) -> dict[str, str]:
-    return flower_environment(FLWR_HOME=str(home), HOME=str(home), WARDROUND_HOME=str(home), **_BRISK)
-
-
-def _sites(folder: Path, name: str) -> dict[str, str]:
-    home = folder / f"{name}-node"
-    home.mkdir(exist_ok=True)
-    return flower_environment(FLWR_HOME=str(home), HOME=str(home), NO_PROXY="localhost,127.0.0.1", **_BRISK)
-
-
-def _app() -> Path:
-    return Path(common.__file__).parents[1]
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _now() -> datetime:

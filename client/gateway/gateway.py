@@ -7,6 +7,7 @@ the run goes on without this site.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -40,6 +41,10 @@ __all__ = ["Gateway", "Settings"]
 
 #: How long a node that asks for a message waits for the one that is being fetched; Flower asks again every 3 s.
 _PATIENCE_SECONDS = 2.0
+
+#: While a run is on, that is, for a time after its last message: a node that asks when there is no message is not
+#: answered at once, for it would sleep 3 s. The edge is asked again instead, until there is one or so long.
+_RUN_IS_ON_SECONDS, _AGAIN_SECONDS, _HOLD_SECONDS = 60.0, 0.3, 10.0
 
 #: The same message is shown to a node so often.
 _TIMES = 3
@@ -102,6 +107,7 @@ class Gateway:
         self._fetching: asyncio.Task[Handed | None] | None = None
         self._tokens, self._counted = _BURST, time.monotonic()
         self._last = ""
+        self._active = -math.inf
         self._answers: Mapping[str, Callable[[Any], Awaitable[Proto]]] = {
             "register-node": self._register,
             "unregister-node": self._unregister,
@@ -138,8 +144,15 @@ class Gateway:
             return False, "the audit log cannot be written: nothing leaves"
         return True, "paused" if paused(self._site) else "open"
 
-    async def answer(self, name: str, body: bytes) -> bytes:
+    async def answer(self, name: str, body: bytes, gone: Callable[[], Awaitable[bool]] | None = None) -> bytes:
         """Return the answer to a call of the node's.
+
+        Parameters
+        ----------
+        name, body
+            The call.
+        gone : callable
+            Says whether the node has hung up: then nothing is fetched for it any more.
 
         Raises
         ------
@@ -156,6 +169,12 @@ class Gateway:
             self._slow_down()
         try:
             answer = await self._answers[name](request)
+            until = time.monotonic() + _HOLD_SECONDS
+            while name == "pull-messages" and not answer.messages_list and self._run_is_on():
+                await asyncio.sleep(_AGAIN_SECONDS)
+                if time.monotonic() > until or (gone is not None and await gone()):
+                    break
+                answer = await self._pull_messages(request)
         except WardroundError as error:
             if str(error) != self._last:  # a node asks again and again
                 self._last = str(error)
@@ -221,6 +240,7 @@ class Gateway:
         if handed is None:
             return fleet_pb2.PullMessagesResponse()
         handed.times += 1
+        self._active = time.monotonic()
         return fleet_pb2.PullMessagesResponse(messages_list=[handed.proto], message_object_trees=[handed.tree])
 
     async def _get_run(self, request: run_pb2.GetRunRequest) -> Proto:
@@ -245,6 +265,9 @@ class Gateway:
             handed.confirmed = True
             handed.objects.clear()
         return message_pb2.ConfirmMessageReceivedResponse()
+
+    def _run_is_on(self) -> bool:
+        return time.monotonic() < self._active + _RUN_IS_ON_SECONDS
 
     def _waiting(self) -> Handed | None:
         """Return the message that the node has not taken yet."""
@@ -348,6 +371,7 @@ class Gateway:
         question = handed.asked.metadata.message_id
         self._handed.pop(question, None)
         self._outgoing.pop(question, None)
+        self._active = time.monotonic()
 
     # The way out.
 

@@ -83,7 +83,7 @@ def application(gateway: Gateway, user: int | None) -> Starlette:
                 raise FleetError("refused: the gateway answers the node's user only", 403)
             if request.headers.get("content-type") != PROTOBUF_MEDIA_TYPE:
                 raise FleetError("refused: Flower's calls are protobuf", 415)
-            answer = await gateway.answer(request.path_params["call"], await _body(request))
+            answer = await gateway.answer(request.path_params["call"], await _body(request), request.is_disconnected)
         except FleetError as error:
             return PlainTextResponse(f"{error}\n", error.status)
         except WardroundError as error:

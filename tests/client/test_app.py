@@ -12,7 +12,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from client import app as client_app
+from client import answers as client_answers
 from client import evaluation
 from client import release as client_release
 from client import session as client_session
@@ -173,7 +173,7 @@ def test_a_study_that_withholds_figures_is_joined_and_never_evaluated(
     quiet = tiny_study({"privacy.figures": "withheld"})
     session = client_session.open_session(quiet.run_config(), {"partition-id": 0})
     untouched = replace(session, site=replace(session.site, cache=cast(Any, Untouched())))
-    monkeypatch.setattr(client_app, "open_session", lambda *_: untouched)
+    monkeypatch.setattr(client_answers, "open_session", lambda *_: untouched)
     instruction, _ = instruct(quiet, "join")
     assert check_reply(ask(quiet, 0, instruction, None).content, instruction, size=0, dtype="float32").scalars
     for side in ("validation", "test"):
@@ -210,10 +210,10 @@ def test_exceptions_while_reading_pixels_and_while_answering(
     session = client_session.open_session(study.run_config(), {"partition-id": 0})
     with monkeypatch.context() as patch:
         broken = replace(session.site, cache=cast(Any, Unreadable()))
-        patch.setattr(client_app, "open_session", lambda *_: replace(session, site=broken))
+        patch.setattr(client_answers, "open_session", lambda *_: replace(session, site=broken))
         first = incident(ask(study, 0, *instruct(study, "train")))
     with monkeypatch.context() as patch:
-        patch.setattr(client_app, "pack_reply", failing(ValueError(PATIENT)))
+        patch.setattr(client_answers, "pack_reply", failing(ValueError(PATIENT)))
         second = incident(ask(study, 0, *instruct(study, "join")))
     assert first != second
     assert re.findall(r"^incident (\w+)$", log.read_text(), re.MULTILINE) == [first, second]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from client import app as client_app
+from client import answers as client_answers
 from client import privacy
 from client.data.store import Site
 from common.contract import check_reply
@@ -55,7 +55,7 @@ def audit(folder: Path, trials: int, patch: Patch, *, pairs: bool = True) -> tup
         asked = replace(instruction, round=number)
         for canary in (True, False):  # the world with the canary first: the learner remembers its bins
             learner.mode[:] = ["calm" if number % 2 == 0 else "learn" if canary else "tell"]
-            patch.setattr(client_app, "open_session", lambda *_, canary=canary: present if canary else absent)
+            patch.setattr(client_answers, "open_session", lambda *_, canary=canary: present if canary else absent)
             content = ask(study, 0, asked, theta).content
             vector = check_reply(content, asked, size=theta.size, dtype="float32").vector
             assert vector is not None

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client import app as client_app
+from client import answers as client_answers
 from client import site_task
 from client.data.episodes import network_input
 from client.data.store import Site
@@ -123,7 +123,7 @@ def audit(folder: Path, role: Role, trials: int, patch: Patch, *, pairs: bool = 
             terms.calm = number > odd
             query -= terms.calm and bool(chosen[CANARY] == QUERY)
             for canary in (True, False):
-                patch.setattr(client_app, "open_session", lambda *_, canary=canary: present if canary else absent)
+                patch.setattr(client_answers, "open_session", lambda *_, canary=canary: present if canary else absent)
                 content = ask(study, 0, asked, theta).content
                 vector = check_reply(content, asked, size=theta.size, dtype="float32").vector
                 assert vector is not None

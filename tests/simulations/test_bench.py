@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from common.errors import DeviceError, RoundError
-from simulations.bench import engine, ingest, perpatient, scale, server
+from simulations.bench import engine, ingest, overhead, perpatient, scale, server
 from simulations.bench.cases import CASES, Case, tiny
 from simulations.bench.timing import Timed, race
 
@@ -146,3 +146,8 @@ def test_the_benchmark_of_patients_runs_and_says_where_opacus_is_not_there(tmp_p
     assert ("say nothing about Opacus" in result.output) != there
     assert len(measured["rivals"]["wardround, product"]["seconds"]) == 2
     assert max(measured["rivals"]["wardround"]["errors_float64"]) < 1e-9
+
+
+def test_a_round_s_overhead_is_what_it_takes_beyond_computing(tmp_path: Path) -> None:
+    (tmp_path / "history.jsonl").write_text('{"seconds": 5.5}\n{"seconds": 4.0}\n{"seconds": 0.1}\n')
+    assert overhead.beyond(tmp_path, 0.5) == [5.0, 3.5, 0.0]

@@ -265,6 +265,8 @@ def set_up(folder: Path, monkeypatch: pytest.MonkeyPatch, *, approved: bool = Tr
         return setup.links[-1]
 
     monkeypatch.setattr(room, "Upstream", link)
+    monkeypatch.setattr(room, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(room, "_HOLD_SECONDS", 0.0)
     if approved:
         setup.approve()
     return setup

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from client.gateway.audit import Entry, check, read_lines
 from client.gateway.cli import audit_path
+from client.gateway.fleet import CALLS
 from client.gateway.gateway import Gateway
 from client.gateway.switch import pause, resume
 from client.membership import store
@@ -106,6 +107,34 @@ def test_a_bundle_that_nobody_approved_does_not_reach_the_node(tmp_path: Path, m
     lines = run(here, story)
     assert outcomes(lines)[:2] == [("refused", "message", "bundle-waiting"), ("sent", "error", "code-120")]
     assert any("wardround-site approvals" in line for line in here.said)
+
+
+def test_while_a_run_is_on_a_node_that_asks_gets_the_next_message_as_soon_as_there_is_one(
+    here: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.gateway.gateway._HOLD_SECONDS", 20.0)
+
+    async def gone() -> bool:
+        return True
+
+    async def story(gateway: Gateway, node: NodeDouble) -> None:
+        assert await node.take() is None  # at once: no run is on
+        here.link.ask(question("join"))
+        assert (message := await node.take())
+        assert await node.send(honest(message))
+        asked = asyncio.create_task(node.take())
+        calls = len(here.link.calls)
+        await until(lambda: len(here.link.calls) > calls + 3)
+        assert not asked.done()
+        here.link.ask(question("train", 1))
+        assert (message := await asked)
+        assert await node.send(honest(message))
+        request = CALLS["pull-messages"].request(node=node.node).SerializeToString()
+        assert await gateway.answer("pull-messages", request, gone) == b""  # at once: it has hung up
+        monkeypatch.setattr("client.gateway.gateway._RUN_IS_ON_SECONDS", 0.0)
+        assert await node.take() is None  # at once: the run is long over
+
+    assert [line.event.kind for line in run(here, story)] == ["code", "join", "train"]
 
 
 @pytest.mark.parametrize("which", ["study", "bundle"])

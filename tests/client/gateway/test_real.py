@@ -6,10 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -22,6 +20,7 @@ from common.consortium.keys import openssh_public
 from common.environment import flower_environment, tool
 from common.study import Study
 from server.consortium.edge import Edge, write_edge
+from simulations.engines.control import Control, running, until, write_connection
 from tests.client.hospitals import prepared, tiny_study
 from tests.server.consortium.founded import NOW, World, new_world
 from tests.server.consortium.test_edge import free_port, needs_nginx, nginx
@@ -37,29 +36,6 @@ ALONE: dict[str, bool | int | float | str] = {
 }
 
 
-@contextmanager
-def process(log: Path, environment: dict[str, str], *command: str) -> Iterator["subprocess.Popen[bytes]"]:
-    with log.open("wb") as out:
-        one = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=log.parent, start_new_session=True)
-    try:
-        yield one
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(one.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                one.wait(15)
-
-
-def until(condition: Callable[[], Any], seconds: float, why: Callable[[], str] = str) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"it did not happen in {seconds} s: {why()}")
-
-
 class Real:
     """A consortium of one site whose processes are Flower's and ours."""
 
@@ -72,16 +48,15 @@ class Real:
         write_edge(world.authority, self.edge, NOW)
         for name in ("coordinator", "node"):
             (folder / name).mkdir()
-        (self.home / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{self.edge.superlink}"\n'
-            f'root-certificates = "{self.edge.folder / "authority.pem"}"\n'
-        )
+        write_connection(self.home, self.edge.superlink, self.edge.folder / "authority.pem")
+        self.control = Control(self.home)
+        brisk = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
         self.theirs = flower_environment(
-            FLWR_HOME=str(self.home), HOME=str(self.home), WARDROUND_HOME=str(self.home / "wardround")
+            FLWR_HOME=str(self.home), HOME=str(self.home), WARDROUND_HOME=str(self.home / "wardround"), **brisk
         )
         # The node has no key, no certificate, and another home.
         self.ours = flower_environment(
-            FLWR_HOME=str(folder / "node"), HOME=str(folder / "node"), NO_PROXY="localhost,127.0.0.1"
+            FLWR_HOME=str(folder / "node"), HOME=str(folder / "node"), NO_PROXY="localhost,127.0.0.1", **brisk
         )
 
     def superlink(self, stack: ExitStack) -> None:
@@ -92,23 +67,23 @@ class Real:
             *("--ssl-keyfile", str(keys / "superlink.key"), "--disable-runtime-dependency-installation"),
             *("--database", str(self.home / "state.db")),
         ]
-        stack.enter_context(process(self.folder / "superlink.log", self.theirs, *command))
+        stack.enter_context(running(self.folder / "superlink.log", self.theirs, *command))
         assert nginx(self.edge).returncode == 0
         stack.callback(nginx, self.edge, "-s", "stop")
         member = joined(self.site, NOW)
         until(lambda: reach(member).finding.state == "ok", 240, lambda: self.log("superlink"))
         (self.folder / "site.pub").write_bytes(openssh_public(member.member.node))
-        self.flwr("supernode", "register", str(self.folder / "site.pub"), "here", "--name", "st-mary")
+        self.control.flwr("supernode", "register", str(self.folder / "site.pub"), "here", "--name", "st-mary")
 
     def gateway(self) -> "AbstractContextManager[subprocess.Popen[bytes]]":
         command = [sys.executable, "-c", "from client.cli import app; app()", "gateway", "--site", str(self.site)]
         command += ["--listen", f"127.0.0.1:{self.door}"]
-        return process(self.folder / "gateway.log", {**self.ours, "PYTHONPATH": str(ROOT)}, *command)
+        return running(self.folder / "gateway.log", {**self.ours, "PYTHONPATH": str(ROOT)}, *command)
 
     def node(self) -> "AbstractContextManager[subprocess.Popen[bytes]]":
         command = [tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{self.door}"]
         command += ["--port", str(free_port()), "--node-config", f'site="{self.data.folder}"']
-        return process(self.folder / "node.log", self.ours, *command)
+        return running(self.folder / "node.log", self.ours, *command)
 
     def gateway_and_node(self, stack: ExitStack) -> "tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]":
         """Start both, and wait until the node is one of the SuperLink's."""
@@ -125,14 +100,6 @@ class Real:
         until(lambda: "the node is number" in self.log("gateway"), 240, lambda: self.log("node"))
         return gateway, node
 
-    def flwr(self, *arguments: str) -> dict[str, Any]:
-        done = subprocess.run(
-            [tool("flwr"), *arguments, "--format", "json"] if arguments[0] == "run" else [tool("flwr"), *arguments],
-            env=self.theirs, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return json.loads(done.stdout) if arguments[0] == "run" else {}
-
     def site_says(self, *arguments: str) -> str:
         command = [sys.executable, "-c", "from client.cli import app; app()", *arguments, "--site", str(self.site)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
@@ -140,8 +107,7 @@ class Real:
         return done.stdout
 
     def run(self, study: Path) -> Path:
-        number = self.flwr("run", str(ROOT), "here", "--run-config", str(study))["run-id"]
-        return self.home / "wardround" / "runs" / str(number)
+        return self.home / "wardround" / "runs" / str(self.control.run(study))
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")[-6000:]
