@@ -137,8 +137,8 @@ def localnet(
     """Run a study on a whole consortium on the loopback, and compare its theta with that of an in-process run.
 
     An authority, certificates and a signed manifest; nginx as the edge with Flower's SuperLink behind it; at every site
-    a gateway that has approved the bundle and the study, and a SuperNode that reaches nothing but its gateway. nginx
-    must be installed. Without STUDY it is three rounds of the demo.
+    a gateway that has approved the bundle and the study, a worker with the images, and a SuperNode that reaches nothing
+    but its gateway. nginx must be installed. Without STUDY it is three rounds of the demo.
 
     Exit code 1: a process did not start, the run failed, or theta is not the same.
     """
