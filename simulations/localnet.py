@@ -1,7 +1,8 @@
 """A whole consortium on this machine's loopback, by the processes of a real one.
 
 The coordinator has its authority, nginx as the edge and Flower's SuperLink; each site has keys of its own, a gateway,
-a worker with the images, and a stock SuperNode without any of these. Nothing but the network between hospitals is missing.
+a worker with the images, and a stock SuperNode without any of these. Nothing but the network between hospitals is
+missing.
 """
 
 import os

@@ -180,6 +180,7 @@ def test_one_message_at_a_time_and_none_for_a_clientapp_that_has_gone(socket: Pa
         first = call.future(question, timeout=10)
         assert began.wait(5)
         second, third = call.future(question, timeout=10), call.future(question, timeout=10)
+        time.sleep(0.2)  # both are there, and wait
         second.cancel()
         assert health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5).status == 1
         assert len(count) == 1
