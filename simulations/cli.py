@@ -214,8 +214,8 @@ def redteam(
     study: StudyFile = None,
     change: Change = None,
     settings: Annotated[
-        str, typer.Option(help="Networks and learners, separated by ';'.", show_default="all four")
-    ] = "linear, first order; linear, second order; conv4, first order; conv4, second order",
+        str, typer.Option(help="Networks and learners, separated by ';'.", show_default="all six")
+    ] = "",
     defences: Annotated[str, typer.Option(help="Comma-separated.")] = "none,episode-clip,patient-clip",
     clip: Annotated[float, typer.Option(min=0, help="privacy.clip of the mechanisms.")] = 1.0,
     noise: Annotated[float, typer.Option(min=0, help="privacy.noise of the mechanisms.")] = 1.1,
@@ -230,11 +230,11 @@ def redteam(
     Exit code 1: an attack is proven to be above the bound that the guarantee puts on it. That is a bug in wardround.
     """
     from common.study import names
-    from simulations.redteam.settings import built_in
+    from simulations.redteam.settings import SETTINGS, built_in
     from simulations.redteam.table import as_tree, table
     from simulations.redteam.team import attack_study
 
-    chosen = [part.strip() for part in settings.split(";") if part.strip()]
+    chosen = [part.strip() for part in settings.split(";") if part.strip()] or list(SETTINGS)
     results = attack_study(
         _plan(study, change, built_in()),
         chosen,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from simulations.redteam.bounds import Bound, at_least, at_most
 
-__all__ = ["Figure", "Trials", "area", "identified", "rates"]
+__all__ = ["Figure", "Trials", "area", "identified", "mean", "rates"]
 
 #: False-positive rates at which true positives are counted.
 LEVELS = (0.01, 0.001)
@@ -105,16 +105,28 @@ def area(trials: Trials) -> float:
     return wins / pairs
 
 
-def identified(hits: Sequence[bool], candidates: int, bound: Bound | None) -> Figure:
-    """Return how often a reconstruction was nearest to its image among so many candidates.
+def identified(shares: Sequence[float], candidates: int, bound: Bound | None) -> Figure:
+    """Return how often a reconstruction was nearest to its image among so many candidates, the mean over releases.
 
     Without the patient the image is one of many alike, and is picked with chance 1 / candidates. So, with them, at most
     as often as a test of that false-positive rate has true positives.
+
+    Parameters
+    ----------
+    shares : sequence of float
+        Of the images looked for in each release.
     """
-    value, count = float(np.mean(hits)), len(hits)
+    value, count = float(np.mean(shares)), len(shares)
     low, high = at_least(value * count, count), at_most(value * count, count)
     most = None if bound is None else bound.true_positives(1 / candidates)
     return Figure(f"identified among {candidates}", value, low, high, most, most is not None and low > most)
+
+
+def mean(name: str, values: Sequence[float]) -> Figure:
+    """Return a mean over releases that no guarantee bounds, with normal limits."""
+    value = float(np.mean(values))
+    half = 1.645 * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else float("inf")
+    return Figure(name, value, value - half, value + half, None, broken=False)
 
 
 def _rate(

@@ -20,12 +20,24 @@ _LINEAR: Changes = {
 
 _CONV4: Changes = {"model.name": "conv4", "model.arguments": "{}"}
 
+# A tiny episode, and a network through which its images can be found: what gradient matching is known to be able to do.
+_SMOOTH: Changes = {
+    "model.name": "factory:simulations.redteam.networks:smooth",
+    "model.arguments": "{}",
+    "outer.rate": 0.0005,
+    "algorithm.inner-rate": 0.01,
+    "episodes.shots": 1,
+    "episodes.queries": 1,
+}
+
 #: Networks and learners, by the name that the table has.
 SETTINGS: Mapping[str, Changes] = {
     "linear, first order": {**_LINEAR, "algorithm.name": "fomaml"},
     "linear, second order": {**_LINEAR, "algorithm.name": "maml"},
     "conv4, first order": {**_CONV4, "algorithm.name": "fomaml"},
     "conv4, second order": {**_CONV4, "algorithm.name": "maml"},
+    "sigmoid, first order": {**_SMOOTH, "algorithm.name": "fomaml"},
+    "sigmoid, second order": {**_SMOOTH, "algorithm.name": "maml"},
 }
 
 #: Mechanisms, ``none`` first.
@@ -67,7 +79,7 @@ def attacked(study: Study, setting: str, defence: str, clip: float, noise: float
     """Return a study as it is attacked: with a setting's network and learner, and a mechanism.
 
     Without a mechanism a round is one episode of the study. With ``episode-clip`` it has ``episodes.per-round`` bins,
-    and with ``patient-clip`` as many support and query patients are expected as those episodes have together.
+    and with ``patient-clip`` sums are divided by as many support and query patients as those episodes have together.
 
     Raises
     ------
@@ -83,7 +95,8 @@ def attacked(study: Study, setting: str, defence: str, clip: float, noise: float
     if defence != "episode-clip":
         changes["episodes.per-round"] = 1
     if defence == "patient-clip":
-        changes |= {"episodes.shots": bins * study.episodes.shots, "episodes.queries": bins * study.episodes.queries}
+        for name, own in (("episodes.shots", study.episodes.shots), ("episodes.queries", study.episodes.queries)):
+            changes[name] = bins * int(changes.get(name, own))
     if defence != "none":
         changes |= {
             "privacy.mechanism": defence,

@@ -1,6 +1,6 @@
 """The red team's results as a table for people and as a tree for programs."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.table import Table
@@ -36,5 +36,7 @@ def words(figure: Figure) -> str:
 
 
 def as_tree(result: Result) -> dict[str, Any]:
-    """Return a result as JSON has it."""
-    return {**asdict(result), "broken": result.broken}
+    """Return a result as JSON has it, without the pictures."""
+    tree = asdict(replace(result, pictures=()))
+    del tree["pictures"]
+    return {**tree, "broken": result.broken}

@@ -11,6 +11,7 @@ from simulations.redteam.bounds import bound_of_a_round
 from simulations.redteam.figures import Figure, rates
 from simulations.redteam.membership import ATTACKS, label_trials, trials_of
 from simulations.redteam.oracle import truth
+from simulations.redteam.reconstruction import Picture, reconstruct
 from simulations.redteam.scene import Scene, record
 from simulations.redteam.settings import attacked
 from simulations.redteam.span import rank
@@ -62,6 +63,8 @@ class Result:
         Of the first layer.
     rows : tuple of Row
         What the attacks reached.
+    pictures : tuple of Picture
+        The best reconstructions: images of the sites' patients.
     """
 
     setting: str
@@ -71,6 +74,7 @@ class Result:
     numbers: int
     ranks: Ranks
     rows: tuple[Row, ...]
+    pictures: tuple[Picture, ...]
 
     @property
     def broken(self) -> list[str]:
@@ -114,6 +118,8 @@ def attack_run(scene: Scene, setting: str, defence: str, seed: int = 0) -> Resul
         for role, trials in trials_of(scene, truths, attack, np.random.default_rng(seed)).items():
             if figures := rates(trials, bound, two_sided=attack.two_sided):
                 rows.append(Row(name, role, tuple(figures)))
+    made = reconstruct(scene, truths, bound, np.random.default_rng(seed))
+    rows += [Row(m.attack, role, figures) for m in made for role, figures in m.figures.items()]
     if figures := rates(label_trials(scene, truths), None, two_sided=False):
         rows.append(Row("label leakage", "classes there more often", tuple(figures[:1])))
     both = study.algorithm.name == "maml"
@@ -127,4 +133,5 @@ def attack_run(scene: Scene, setting: str, defence: str, seed: int = 0) -> Resul
         scene.releases[0].vector.size,
         Ranks(int((ranks == seen).sum()), len(ranks), float(np.median(ranks)), float(np.median(seen))),
         tuple(rows),
+        tuple(picture for m in made for picture in m.pictures),
     )

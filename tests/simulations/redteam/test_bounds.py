@@ -76,5 +76,5 @@ def test_an_attack_above_its_bound_is_broken_and_one_below_is_not() -> None:
         assert not any(f.broken for f in honest)
         assert [f.broken for f in rates(trials(sign * 4.0), bound, two_sided=True)] == [True] * 4
     assert not any(f.broken for f in rates(trials(4.0), None, two_sided=False))
-    assert identified([True] * 30, 100, bound).broken
-    assert not identified([False] * 29 + [True], 100, bound).broken
+    assert identified([1.0] * 30, 100, bound).broken
+    assert not identified([0.0] * 29 + [1.0], 100, bound).broken
