@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from common.privacy.statement import guarantee
 from common.study import Study
@@ -100,11 +101,16 @@ def attack_study(
 ) -> list[Result]:
     """Run and attack every setting with every defence."""
     results = []
-    for setting in settings:
-        for defence in defences:
-            say(f"{setting}, {defence}")
-            scene = record(attacked(study, setting, defence, clip, noise, sampling))
-            results.append(attack_run(scene, setting, defence))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the attacks' tensors are small: more threads would wait for each other
+    try:
+        for setting in settings:
+            for defence in defences:
+                say(f"{setting}, {defence}")
+                scene = record(attacked(study, setting, defence, clip, noise, sampling))
+                results.append(attack_run(scene, setting, defence))
+    finally:
+        torch.set_num_threads(threads)
     return results
 
 
