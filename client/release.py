@@ -10,10 +10,11 @@ from client.privacy import private_gradient
 from client.session import Session
 from client.site_task import site_gradient
 from common.contract import TRAIN, Instruction, Vector
+from common.meta import Episodes
 from common.models.network import Theta
 from common.privacy.statement import rounds_of
 
-__all__ = ["note_unprotected", "release"]
+__all__ = ["note_unprotected", "plain_episodes", "release"]
 
 
 def release(session: Session, theta: Theta, instruction: Instruction) -> tuple[Vector, dict[str, float]]:
@@ -53,12 +54,16 @@ def note_unprotected(site: Path, study: str) -> None:
         ledger.unprotected(study)
 
 
-def _plain_gradient(session: Session, theta: Theta, number: int) -> tuple[Vector, dict[str, float]]:
-    """Return a round's mean meta-gradient, query loss and query accuracy, as they are."""
+def plain_episodes(session: Session, number: int) -> Episodes:
+    """Return the episodes of a round in a study without a mechanism."""
     spec, pool = session.study.episodes.in_training, session.training_pool()
     generator = session.site.generator("train", session.study.digest, number)
-    episodes = draw(session.site, pool, spec, spec.per_round, generator, augment=True)
-    result = session.engine.meta_gradient(theta, episodes)
+    return draw(session.site, pool, spec, spec.per_round, generator, augment=True)
+
+
+def _plain_gradient(session: Session, theta: Theta, number: int) -> tuple[Vector, dict[str, float]]:
+    """Return a round's mean meta-gradient, query loss and query accuracy, as they are."""
+    result = session.engine.meta_gradient(theta, plain_episodes(session, number))
     return np.asarray(result.gradient), {"loss": float(result.loss), "accuracy": float(result.accuracy)}
 
 

@@ -1,0 +1,143 @@
+"""The red team at work: every setting runs with every defence, and every attack is made on what was sent."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from common.privacy.statement import guarantee
+from common.study import Study
+from simulations.redteam.bounds import bound_of_a_round
+from simulations.redteam.figures import Figure, rates
+from simulations.redteam.membership import ATTACKS, label_trials, trials_of
+from simulations.redteam.oracle import truth
+from simulations.redteam.reconstruction import Picture, reconstruct
+from simulations.redteam.scene import Scene, record
+from simulations.redteam.settings import attacked
+from simulations.redteam.span import rank
+
+__all__ = ["Ranks", "Result", "Row", "attack_run", "attack_study"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one attack reached against one role of patients.
+
+    Attributes
+    ----------
+    attack, target : str
+        Which attack, and whom it looks for.
+    figures : tuple of Figure
+        What it reached.
+    """
+
+    attack: str
+    target: str
+    figures: tuple[Figure, ...]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How often the rank of the first layer's meta-gradient was exactly the number of images it was made of.
+
+    ``seen`` are the query images with first-order MAML, query and support images with MAML.
+    """
+
+    equal: int
+    releases: int
+    median_rank: float
+    median_seen: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One setting with one defence.
+
+    Attributes
+    ----------
+    guarantee : str
+        The study's sentence.
+    releases, numbers : int
+        Answers that were attacked, and numbers in each.
+    ranks : Ranks
+        Of the first layer.
+    rows : tuple of Row
+        What the attacks reached.
+    pictures : tuple of Picture
+        The best reconstructions: images of the sites' patients.
+    """
+
+    setting: str
+    defence: str
+    guarantee: str
+    releases: int
+    numbers: int
+    ranks: Ranks
+    rows: tuple[Row, ...]
+    pictures: tuple[Picture, ...]
+
+    @property
+    def broken(self) -> list[str]:
+        """The figures that are proven to be above their bound."""
+        return [
+            f"{self.setting}, {self.defence}: {row.attack} on {row.target}: {figure.name} is {figure.low:.3f} at least,"
+            f" and {figure.bound:.3f} at most if the guarantee holds"
+            for row in self.rows
+            for figure in row.figures
+            if figure.broken
+        ]
+
+
+def attack_study(
+    study: Study,
+    settings: Sequence[str],
+    defences: Sequence[str],
+    *,
+    clip: float,
+    noise: float,
+    sampling: float,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Result]:
+    """Run and attack every setting with every defence."""
+    results = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the attacks' tensors are small: more threads would wait for each other
+    try:
+        for setting in settings:
+            for defence in defences:
+                say(f"{setting}, {defence}")
+                scene = record(attacked(study, setting, defence, clip, noise, sampling))
+                results.append(attack_run(scene, setting, defence))
+    finally:
+        torch.set_num_threads(threads)
+    return results
+
+
+def attack_run(scene: Scene, setting: str, defence: str, seed: int = 0) -> Result:
+    """Make every attack on a run; the seed draws which patients are looked at."""
+    study = scene.study
+    bound = bound_of_a_round(study)
+    truths = {release: truth(scene.sessions[release.site], release.round) for release in scene.releases}
+    rows = []
+    for name, attack in ATTACKS.items():
+        for role, trials in trials_of(scene, truths, attack, np.random.default_rng(seed)).items():
+            if figures := rates(trials, bound, two_sided=attack.two_sided):
+                rows.append(Row(name, role, tuple(figures)))
+    made = reconstruct(scene, truths, bound, np.random.default_rng(seed))
+    rows += [Row(m.attack, role, figures) for m in made for role, figures in m.figures.items()]
+    if figures := rates(label_trials(scene, truths), None, two_sided=False):
+        rows.append(Row("label leakage", "classes there more often", tuple(figures[:1])))
+    both = study.algorithm.name == "maml"
+    ranks = np.array([rank(scene, release) for release in truths])
+    seen = np.array([len(t.query) + (len(t.support) if both else 0) for t in truths.values()])
+    return Result(
+        setting,
+        defence,
+        guarantee(study),
+        len(scene.releases),
+        scene.releases[0].vector.size,
+        Ranks(int((ranks == seen).sum()), len(ranks), float(np.median(ranks)), float(np.median(seen))),
+        tuple(rows),
+        tuple(picture for m in made for picture in m.pictures),
+    )

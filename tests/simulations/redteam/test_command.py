@@ -1,0 +1,54 @@
+"""`wardround-lab redteam`: the table, the page, the exit code where a guarantee is broken."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from common.privacy import mechanism
+from simulations.cli import app
+from tests.simulations.redteam.scenes import TINY, write_source
+
+
+def run(tmp_path: Path, *arguments: str) -> tuple[int, str, str]:
+    write_source()
+    study = tmp_path / "tiny.toml"
+    study.write_text(TINY.override({"study.rounds": 5, "episodes.shots": 4, "episodes.queries": 5}).toml())
+    result = CliRunner().invoke(app, ["redteam", str(study), "--sampling", "0.5", *arguments])
+    return result.exit_code, result.stdout, result.output
+
+
+def test_a_page_shows_originals_beside_reconstructions(tmp_path: Path) -> None:
+    page = tmp_path / "redteam.html"
+    code, out, everything = run(
+        tmp_path, "--settings", "linear, first order", "--defences", "none", "--page", str(page)
+    )
+    assert code == 0, everything
+    assert "ratio inversion" in out
+    assert "equal in 15 of 15" in out
+    html = page.read_text()
+    assert html.count("<img alt='original'") == html.count("<img alt='reconstruction'") == 8
+    assert "http" not in html.replace("http-equiv", "")
+    assert "<script" not in html
+    assert "No run here has a guarantee" in html
+
+
+def test_a_broken_guarantee_has_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mechanism, "normal_steps", lambda size, deviation, source: np.zeros(size, np.int64))
+    page = tmp_path / "redteam.html"
+    arguments = ("--settings", "linear, second order", "--defences", "episode-clip", "--noise", "4")
+    code, out, everything = run(tmp_path, *arguments, "--json", "--page", str(page))
+    assert code == 1
+    assert "above its bound" in everything
+    (result,) = json.loads(out[: out.rindex("]") + 1])
+    assert result["broken"]
+    assert "The guarantee does not hold" in page.read_text()
+
+
+@pytest.mark.parametrize("wrong", [("--settings", "cubic"), ("--defences", "prayer")])
+def test_what_is_not_known_is_said(tmp_path: Path, wrong: tuple[str, str]) -> None:
+    code, _, everything = run(tmp_path, *wrong)
+    assert code == 2
+    assert "linear, first order" in everything
