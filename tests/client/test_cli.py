@@ -205,11 +205,11 @@ def test_the_list_of_refused_files_is_for_its_owner(tmp_path: Path) -> None:
 
 
 def test_a_leak_fails_loudly_until_the_shared_pictures_are_left_out(tmp_path: Path) -> None:
-    shades = np.arange(40, dtype=np.uint8)
-    shades[::4] = 200  # every second patient has this picture too
-    groups = [str(k // 2) for k in range(40)]
-    stack = np.broadcast_to(shades[:, None, None], (40, 16, 16))
-    np.savez(tmp_path / "set.npz", images=stack, labels=np.zeros(40, int), groups=groups, label_names=["a"])
+    shades = np.arange(200, dtype=np.uint8)
+    shades[::4] = 200  # every second patient has this picture too: all of them on one side would be a wonder
+    groups = [str(k // 2) for k in range(200)]
+    stack = np.broadcast_to(shades[:, None, None], (200, 16, 16))
+    np.savez(tmp_path / "set.npz", images=stack, labels=np.zeros(200, int), groups=groups, label_names=["a"])
     command: Command = ["index", tmp_path / "set.npz", "--site", tmp_path / "site", "--workers", "1", "--json"]
     code, out, err = run(*command)
     assert code == 1
@@ -220,7 +220,7 @@ def test_a_leak_fails_loudly_until_the_shared_pictures_are_left_out(tmp_path: Pa
     assert code == 0, err
     report: dict[str, Any] = json.loads(out)
     assert report["run"]["leaks"] == 0
-    assert report["aside"] == {"same picture of two patients": 10}
+    assert report["aside"] == {"same picture of two patients": 50}
 
 
 @pytest.mark.parametrize(

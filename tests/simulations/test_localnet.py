@@ -1,6 +1,7 @@
 """A whole consortium on the loopback gives the theta of an in-process run."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from common.errors import NotPreparedError
 from common.study import Study
 from simulations.cli import app
 from simulations.localnet import localnet
-from tests.server.consortium.founded import NOW
 from tests.server.consortium.test_edge import needs_nginx
 
 
@@ -27,7 +27,9 @@ def test_a_study_runs_through_edge_and_gateways(tmp_path: Path, monkeypatch: pyt
     assert report["left"] == {"hospital-0": 2, "hospital-1": 2}  # to join and to train
     assert report["rounds"] == 1
     for name in report["left"]:
-        assert joined(tmp_path / "net" / name, NOW).manifest.epoch == 4  # two sites joined, then the study
+        assert (
+            joined(tmp_path / "net" / name, datetime.now(UTC)).manifest.epoch == 4
+        )  # two sites joined, then the study
         assert not list((tmp_path / "net" / f"{name}-node").rglob("*.key"))
     calls = [json.loads(line) for line in (tmp_path / "net" / "edge" / "access.log").read_text().splitlines()]
     assert {call["status"] for call in calls if "/v1/" in call["call"]} == {"200"}
