@@ -91,7 +91,7 @@ class Table:
 
     def _known(self, record: dict[str, Any]) -> bytes:
         if record["model"] != self.model:
-            raise DataError("the file of --out holds what another model said: name another one for this model")
+            raise DataError("the file of records holds what another model said: name another one for this model")
         return _short(record["file"])
 
     def _look(self) -> None:

@@ -208,7 +208,7 @@ def compare(
     print(text if as_json else f"{comparison.markdown()}\nin {out}: comparison.json, comparison.md, curves.png")
 
 
-@app.command(epilog="Example: wardround-lab redteam --rounds 10 --page redteam.html")
+@app.command(epilog="Example: wardround-lab redteam -c study.rounds=10 --page redteam.html")
 @plain_errors
 def redteam(
     study: StudyFile = None,

@@ -19,6 +19,8 @@ from simulations.redteam.span import rank
 
 __all__ = ["Ranks", "Result", "Row", "attack_run", "attack_study"]
 
+_SEED = 0  # of which patients are looked at: the same in every setting
+
 
 @dataclass(frozen=True)
 class Row:
@@ -114,17 +116,17 @@ def attack_study(
     return results
 
 
-def attack_run(scene: Scene, setting: str, defence: str, seed: int = 0) -> Result:
-    """Make every attack on a run; the seed draws which patients are looked at."""
+def attack_run(scene: Scene, setting: str, defence: str) -> Result:
+    """Make every attack on a run."""
     study = scene.study
     bound = bound_of_a_round(study)
     truths = {release: truth(scene.sessions[release.site], release.round) for release in scene.releases}
     rows = []
     for name, attack in ATTACKS.items():
-        for role, trials in trials_of(scene, truths, attack, np.random.default_rng(seed)).items():
+        for role, trials in trials_of(scene, truths, attack, np.random.default_rng(_SEED)).items():
             if figures := rates(trials, bound, two_sided=attack.two_sided):
                 rows.append(Row(name, role, tuple(figures)))
-    made = reconstruct(scene, truths, bound, np.random.default_rng(seed))
+    made = reconstruct(scene, truths, bound, np.random.default_rng(_SEED))
     rows += [Row(m.attack, role, figures) for m in made for role, figures in m.figures.items()]
     if figures := rates(label_trials(scene, truths), None, two_sided=False):
         rows.append(Row("label leakage", "classes there more often", tuple(figures[:1])))
