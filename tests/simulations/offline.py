@@ -21,6 +21,9 @@ from tests.client.hospitals import tiny_study
 
 Processes = dict[str, dict[str, Any]]
 
+#: On a busy machine, Ray takes long until its first answer.
+STUDY = tiny_study({"sites.join-seconds": 120.0, "sites.deadline-seconds": 120.0})
+
 
 @plain_errors
 def main() -> None:
@@ -28,7 +31,7 @@ def main() -> None:
     report: dict[str, Any] = {"interfaces": [name for _, name in socket.if_nameindex()], "processes": {}}
     try:
         with watching(report["processes"]), superlink() as link:
-            report["folder"] = str(run_folder(run_on_flower(tiny_study(), link)))
+            report["folder"] = str(run_folder(run_on_flower(STUDY, link)))
             report["state"] = str(link.folder)
             run_on_flower(tiny_study({"data.seed": 406}), link)  # nobody prepared its sites
     finally:

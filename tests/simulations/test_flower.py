@@ -17,7 +17,8 @@ from common.paths import home
 from server.record import run_folder
 from simulations.engines.flower import run_on_flower, superlink
 from simulations.engines.inprocess import run_in_process
-from tests.client.hospitals import prepared, tiny_study
+from tests.client.hospitals import prepared
+from tests.simulations.offline import STUDY
 
 ROOT = Path(__file__).parents[2]
 OFFLINE = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "offline"]
@@ -43,8 +44,7 @@ def alive(process: dict[str, Any]) -> bool:
 @pytest.mark.timeout(300)
 def test_flower_runs_offline_with_the_same_bits_and_goes_away(subtests: pytest.Subtests) -> None:
     need_a_namespace()
-    study = tiny_study()
-    prepared(study)
+    prepared(STUDY)
     # Whatever the surroundings say; the commands of this environment are not on the PATH.
     surroundings = {
         **os.environ,
@@ -60,7 +60,7 @@ def test_flower_runs_offline_with_the_same_bits_and_goes_away(subtests: pytest.S
     assert "folder" in report, done.stderr
 
     with subtests.test("the same bits as in process"):
-        run_id, _ = run_in_process(study)
+        run_id, _ = run_in_process(STUDY)
         for name in ("theta.safetensors", "result.json", "study.json"):
             assert (Path(report["folder"]) / name).read_bytes() == (run_folder(run_id) / name).read_bytes(), name
 
@@ -92,7 +92,7 @@ class KilledError(Exception):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_whose_server_is_killed_is_resumed_with_the_same_bits() -> None:
-    study = tiny_study({"study.rounds": 40})
+    study = STUDY.override({"study.rounds": 40})
     prepared(study)
     killed: list[int] = []
 
