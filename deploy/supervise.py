@@ -139,12 +139,11 @@ async def _supervise(parts: Sequence[Part], say: Say, beside: Beside | None) -> 
     if beside is not None:
         tasks.append(asyncio.create_task(beside(house)))
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    failures = []
+    failures: list[Exception] = []
     for task in reversed(tasks):
         task.cancel()
-        [end] = await asyncio.gather(task, return_exceptions=True)
-        if isinstance(end, Exception):
-            failures.append(end)
+        ends = await asyncio.gather(task, return_exceptions=True)
+        failures += [end for end in ends if isinstance(end, Exception)]
     if failures:
         raise failures[0]
 
