@@ -32,6 +32,7 @@ from client.gateway import commands as door
 from client.gateway.cli import audit
 from client.membership import cli as membership
 from client.pacs import cli as pacs
+from client.up import up
 from client.worker.cli import worker
 from common.console import plain_errors
 from common.errors import DataError, NotPreparedError
@@ -75,6 +76,7 @@ app.command(epilog="Example: wardround-site keys")(membership.keys)
 
 app.command(epilog="Example: wardround-site doctor --study study.toml")(checking.doctor)
 app.command(epilog="Example: wardround-site preview study.toml --to would-leave")(checking.preview)
+app.command(epilog="Example: wardround-site up --proxy http://proxy.example:3128")(up)
 app.command(epilog="Example: wardround-site gateway --proxy http://proxy.example:3128")(door.gateway)
 app.command(epilog="Example: wardround-site worker --socket /run/wardround/worker/socket")(worker)
 app.command(epilog="Example: wardround-site approvals")(door.approvals)

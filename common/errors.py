@@ -16,6 +16,7 @@ __all__ = [
     "ModelError",
     "NotPreparedError",
     "RoundError",
+    "ServiceError",
     "SignatureError",
     "StorageError",
     "StudyError",
@@ -188,6 +189,12 @@ class FleetError(WardroundError):
     def __init__(self, text: str, status: int = 503) -> None:
         super().__init__(text)
         self.status = status
+
+
+class ServiceError(WardroundError):
+    """A process that is to run all the time cannot be started, or does not stay."""
+
+    code = 122
 
 
 def explain(code: int) -> str:

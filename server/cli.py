@@ -21,6 +21,7 @@ from common.signing import (
 from common.study import Study
 from server import plan
 from server.consortium import cli as consortium
+from server.consortium.up import up
 from server.export import Format, export_run
 from server.files import write_atomic
 from server.resume import resume_on_flower
@@ -68,6 +69,7 @@ app.command(epilog="Example: wardround-study admit --study skin.toml --bundle wa
 app.command(epilog="Example: wardround-study withdraw 3f5a...")(consortium.withdraw)
 app.command(epilog="Example: wardround-study sites")(consortium.sites)
 app.command(epilog="Example: wardround-study edge --superlink 127.0.0.1:8000")(consortium.edge)
+app.command(epilog="Example: wardround-study up --listen 0.0.0.0:8443")(up)
 
 
 @app.callback()

@@ -1,46 +1,41 @@
-"""A whole consortium on this machine's loopback, by the processes of a real one.
+"""A whole consortium on this machine's loopback, by the commands of a real one.
 
-The coordinator has its authority, nginx as the edge and Flower's SuperLink; each site has keys of its own, a gateway,
-a worker with the images, and a stock SuperNode without any of these. Nothing but the network between hospitals is
-missing.
+`wardround-study up` runs the coordinator: nginx as the edge, Flower's SuperLink. `wardround-site up` runs each site,
+which has keys of its own: a gateway, a worker with the images, and a stock SuperNode. Nothing but the network between
+hospitals is missing.
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
 from flwr.cli.build import build_fab_from_disk
 
 from client.data.store import Site
 from client.gateway import approvals
 from client.gateway.audit import check, read_lines
 from client.gateway.cli import audit_path
-from client.membership import joined, reach, store
+from client.membership import store
 from common.canonical import sha256_hex
-from common.consortium.keys import ec_public, openssh_public
+from common.consortium.keys import ec_public
 from common.environment import flower_environment, tool
-from common.errors import NotPreparedError
 from common.meta import head_size, make_learner
 from common.models import build
 from common.study import Study
 from server.consortium import members
-from server.consortium.authority import found, open_authority
-from server.consortium.edge import Edge, write_edge
+from server.consortium.authority import found
 from server.consortium.issue import SITE_DAYS, issue_site
-from simulations.engines.control import APP, Control, free_ports, running, until, write_connection
+from server.consortium.up import nginx
+from simulations.engines.control import APP, Control, free_ports, running, until
 
 __all__ = ["Localnet", "letters", "localnet", "place"]
 
@@ -59,7 +54,7 @@ class Localnet:
     Attributes
     ----------
     folder : Path
-        Everything that belongs to it, each process's log too.
+        Everything that belongs to it, what each of its commands said too.
     home : Path
         The coordinator's ``WARDROUND_HOME``: its runs.
     sites : dict of str to Path
@@ -81,23 +76,22 @@ class Localnet:
         RoundError
             It did not end well; the reason is in the text.
         """
-        plan, began, control = self.folder / "study.toml", time.time(), Control(self.home)
+        plan, began = self.folder / "study.toml", time.time()
+        control = Control(self.folder / "consortium" / "superlink")
         plan.write_text(study.toml())
         number = control.run(plan)
         for name in self.sites:
-            until((self.sockets / name).exists, _START_SECONDS, partial(self.log, f"{name}-worker"))
+            until((self.sockets / name).exists, _START_SECONDS, partial(self.log, name))
         folder = self.home / "runs" / str(number)
         control.follow(number, folder, progress, since=began)
         return folder
 
-    def register(self, name: str) -> None:
-        """Tell the SuperLink a site's node key."""
-        key = self.folder / f"{name}.pub"
-        key.write_bytes(openssh_public(joined(self.sites[name], _now()).member.node))
-        Control(self.home).flwr("supernode", "register", str(key), "here", "--name", name)
+    def says(self, name: str, words: str) -> bool:
+        """Say whether the coordinator or a site has said something."""
+        return words in (self.folder / f"{name}.log").read_text(errors="replace")
 
     def log(self, name: str) -> str:
-        """Return the end of a process's log."""
+        """Return the end of what the coordinator or a site has said."""
         return (self.folder / f"{name}.log").read_text(errors="replace")[-3000:]
 
 
@@ -123,44 +117,28 @@ def localnet(folder: Path, study: Study, data: Sequence[Site], say: Say = lambda
     RoundError
         A process did not start; its log is in the text.
     """
-    if shutil.which("nginx") is None:
-        raise NotPreparedError("nginx is not installed: it is the consortium's edge (on Debian: apt install nginx)")
+    nginx()  # better known before anything is made
     ports = iter(free_ports(2 + 2 * len(data)))
     say("keys, certificates and a manifest; every site approves the bundle and the study")
-    edge = Edge(folder / "edge", f"127.0.0.1:{next(ports)}", f"127.0.0.1:{next(ports)}")
-    address = f"localhost:{edge.listen.split(':')[1]}"
-    sites = _consortium(folder, address, study, data)
+    superlink, listen = (f"127.0.0.1:{next(ports)}" for _ in range(2))
+    sites = _consortium(folder, f"localhost:{listen.split(':')[1]}", study, data)
     with ExitStack() as stack:
         sockets = Path(stack.enter_context(TemporaryDirectory(prefix="wardround-")))  # nobody else's: mode 0700
         net = Localnet(folder, folder / "coordinator", sites, sockets)
-        net.home.mkdir()
-        write_edge(open_authority(folder / "consortium", _now()), edge, _now())
-        write_connection(net.home, edge.superlink, edge.folder / "authority.pem")
-        doors = dict(zip(sites, islice(ports, len(data)), strict=True))
-        say("the SuperLink, and the edge in front of it; a gateway and a worker at every site")
-        started = [stack.enter_context(one) for one in _coordinator(net, edge)]
-        for name, door in doors.items():
-            command = [tool("wardround-site"), "gateway", "--site", str(sites[name]), "--listen", f"127.0.0.1:{door}"]
-            started.append(stack.enter_context(_at(net, name, "gateway", *command)))
-        for name, images in zip(sites, data, strict=True):
-            command = [tool("wardround-site"), "worker", "--site", str(images.folder), "--socket", str(sockets / name)]
-            again = ["sh", "-c", 'while :; do "$@"; sleep 1; done', "worker"]
-            started.append(stack.enter_context(_at(net, name, "worker", *again, *command)))
+        say("the SuperLink, and the edge in front of it")
+        command = ["wardround-study", "up", "--consortium", str(folder / "consortium")]
+        command += ["--superlink", superlink, "--listen", listen]
+        stack.enter_context(_up(net, "coordinator", *command, WARDROUND_HOME=str(net.home)))
+        until(partial(net.says, "coordinator", "superlink registered"), _START_SECONDS, partial(net.log, "coordinator"))
+        say("a gateway, a worker and a node at every site")
+        started = []
+        for (name, site), images in zip(sites.items(), data, strict=True):
+            command = ["wardround-site", "up", "--site", str(site), "--images", str(images.folder)]
+            command += ["--socket", str(sockets / name), "--listen", f"127.0.0.1:{next(ports)}"]
+            started.append(stack.enter_context(_up(net, name, *command, "--node-port", str(next(ports)))))
         stack.callback(_end, started)
-        for name, site in sites.items():
-            until(partial(_reaches, site), _START_SECONDS, partial(net.log, "superlink"))
-            until(partial(_is_open, doors[name]), _START_SECONDS, partial(net.log, f"{name}-gateway"))
-        with ThreadPoolExecutor(len(data)) as pool:
-            list(pool.map(net.register, sites))
-        say("a node at every site")
-        nodes = []
-        for name, port in zip(sites, ports, strict=True):
-            command = [tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{doors[name]}"]
-            command += ["--port", str(port), "--node-config", f'worker="{sockets / name}"']
-            nodes.append(stack.enter_context(_at(net, name, "node", *command)))
-        stack.callback(_end, nodes)
         for name in sites:
-            until(partial(_is_in, net, name), _START_SECONDS, partial(net.log, f"{name}-node"))
+            until(partial(net.says, name, "the node is number"), _START_SECONDS, partial(net.log, name))
         yield net
 
 
@@ -203,29 +181,10 @@ def place(keep: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def _coordinator(net: Localnet, edge: Edge) -> list[Running]:
-    """Return the SuperLink and nginx, not started yet."""
-    keys, port = edge.folder, edge.superlink.split(":")[1]
-    superlink = [
-        *(tool("flower-superlink"), "--host", "127.0.0.1", "--port", port, "--enable-supernode-auth"),
-        *("--ssl-ca-certfile", str(keys / "authority.pem"), "--ssl-certfile", str(keys / "superlink.pem")),
-        *("--ssl-keyfile", str(keys / "superlink.key"), "--disable-runtime-dependency-installation"),
-        *("--database", str(net.home / "state.db")),
-    ]
-    nginx = ["nginx", "-c", str(keys / "nginx.conf"), "-g", "daemon off;" + ("user root;" if not os.geteuid() else "")]
-    home = {"FLWR_HOME": str(net.home), "HOME": str(net.home), "WARDROUND_HOME": str(net.home)}
-    return [
-        running(net.folder / "superlink.log", flower_environment(**home, **_BRISK), *superlink),
-        running(net.folder / "edge.log", os.environ, *nginx),
-    ]
-
-
-def _at(net: Localnet, name: str, part: str, *command: str) -> Running:
-    """Return a process at a site, not started yet."""
-    home = net.folder / f"{name}-node"
-    home.mkdir(exist_ok=True)
-    environment = flower_environment(FLWR_HOME=str(home), HOME=str(home), NO_PROXY="localhost,127.0.0.1", **_BRISK)
-    return running(net.folder / f"{name}-{part}.log", environment, *command)
+def _up(net: Localnet, name: str, command: str, *arguments: str, **more: str) -> Running:
+    """Return one of the two commands, not started yet."""
+    environment = flower_environment(NO_PROXY="localhost,127.0.0.1", **_BRISK, **more)
+    return running(net.folder / f"{name}.log", environment, tool(command), *arguments)
 
 
 def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
@@ -233,20 +192,6 @@ def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
     for process in processes:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-
-
-def _reaches(site: Path) -> bool:
-    return reach(joined(site, _now())).finding.state == "ok"
-
-
-def _is_in(net: Localnet, name: str) -> bool:
-    return "the node is number" in net.log(f"{name}-gateway")
-
-
-def _is_open(port: int) -> bool:
-    with suppress(httpx.TransportError):
-        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).text == "open\n"
-    return False
 
 
 def _now() -> datetime:

@@ -10,6 +10,8 @@ import typer
 
 from client.files import write_whole
 from client.finding import as_dicts, lines, worst
+from client.gateway.commands import LISTEN
+from client.worker.cli import socket_of
 from common.console import plain_errors
 from common.errors import StudyError
 from common.paths import home
@@ -55,9 +57,13 @@ def doctor(
         list[Path] | None, typer.Option(help="A study that this site means to take part in (repeatable).")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not connect to the edge.")] = False,
+    listen: Annotated[str, typer.Option(help="Where the gateway listens.")] = LISTEN,
+    socket: Annotated[
+        Path | None, typer.Option(help="Where the worker is.", show_default="worker/socket in the site's folder")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check this machine, the keys, the way to the edge, the clock, the images, and a study's episodes.
+    """Check this machine, keys, the way to the edge, clock, gateway, worker, images, and a study's episodes.
 
     One line each: ok, warn or fail, and the remedy. Exit code 1: something fails. Exit code 2: a bad study file.
     """
@@ -65,7 +71,8 @@ def doctor(
 
     plans = [read_study(path) for path in study or []]
     folder = (site or home() / "site").resolve()
-    findings = list(diagnose(folder, plans, datetime.now(UTC), connect=not offline))
+    where = (socket or socket_of(folder)).absolute()
+    findings = list(diagnose(folder, plans, datetime.now(UTC), listen=listen, socket=where, connect=not offline))
     print(json.dumps(as_dicts(findings), indent=1) if as_json else "\n".join(lines(findings)))
     raise typer.Exit(worst(findings) == "fail")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from client.checking import images, machine
+from client.checking import images, machine, processes
 from client.finding import Finding
 from client.gateway.approvals import items
 from client.gateway.audit import check, read_lines
@@ -18,7 +18,9 @@ from common.study import Study
 __all__ = ["diagnose"]
 
 
-def diagnose(site: Path, plans: list[Study], now: datetime, *, connect: bool = True) -> Iterator[Finding]:
+def diagnose(
+    site: Path, plans: list[Study], now: datetime, *, listen: str, socket: Path, connect: bool = True
+) -> Iterator[Finding]:
     """Look at everything, the quickest first.
 
     Parameters
@@ -29,6 +31,8 @@ def diagnose(site: Path, plans: list[Study], now: datetime, *, connect: bool = T
         Studies that the site means to take part in.
     now : datetime
         The time.
+    listen, socket
+        Where the gateway and the worker are.
     connect : bool
         Ask the edge, and compare clocks with it.
     """
@@ -42,6 +46,8 @@ def diagnose(site: Path, plans: list[Study], now: datetime, *, connect: bool = T
         yield from _edge(site, now)
     yield from _audit(site)
     yield from _gateway(site)
+    yield processes.gateway(listen)
+    yield processes.worker(socket)
     yield from images.catalogue(site)
     for plan in plans:
         yield from images.study(plan, site)

@@ -16,7 +16,10 @@ from common.errors import ApprovalError
 from common.paths import home
 from common.study import Study
 
-__all__ = ["approvals", "approve", "diff", "gateway", "pause", "reject", "resume"]
+__all__ = ["DAILY", "LISTEN", "approvals", "approve", "diff", "gateway", "pause", "reject", "resume"]
+
+#: Where a gateway listens, and how many bytes may leave for one study in a day, unless it is told otherwise.
+LISTEN, DAILY = "127.0.0.1:9095", 10 * 2**30
 
 SiteFolder = Annotated[
     Path | None, typer.Option("--site", help="The site's own folder.", show_default="$WARDROUND_HOME/site")
@@ -31,7 +34,7 @@ What = Annotated[
 @plain_errors
 def gateway(
     site: SiteFolder = None,
-    listen: Annotated[str, typer.Option(help="An address of this machine's loopback.")] = "127.0.0.1:9095",
+    listen: Annotated[str, typer.Option(help="An address of this machine's loopback.")] = LISTEN,
     proxy: Annotated[
         str | None,
         typer.Option(help="The hospital's HTTP proxy, as in http://proxy:3128.", show_default="$HTTPS_PROXY"),
@@ -42,7 +45,7 @@ def gateway(
     ] = None,
     daily_bytes: Annotated[
         int, typer.Option("--daily-bytes", min=1, help="Bytes that may leave for one study in a day (UTC).")
-    ] = 10 * 2**30,
+    ] = DAILY,
 ) -> None:
     """Run this site's gateway in the foreground, until SIGTERM: the only process here that talks to the consortium.
 

@@ -8,7 +8,12 @@ import typer
 from common.console import plain_errors
 from common.paths import home
 
-__all__ = ["worker"]
+__all__ = ["socket_of", "worker"]
+
+
+def socket_of(site: Path) -> Path:
+    """Return where a site's worker listens, unless it is told otherwise."""
+    return site / "worker" / "socket"
 
 
 @plain_errors
@@ -31,4 +36,4 @@ def worker(
     from client.worker.serve import serve  # with Flower
 
     folder = (site or home() / "site").resolve()
-    serve(folder, (socket or folder / "worker" / "socket").absolute())
+    serve(folder, (socket or socket_of(folder)).absolute())

@@ -25,8 +25,9 @@ from common.console import plain_errors
 from common.environment import flower_environment, tool
 from common.errors import RoundError
 from common.study import Study
+from server.consortium.superlink import write_connection
 from server.record import run_folder
-from simulations.engines.control import Control, free_ports, running, until, write_connection
+from simulations.engines.control import Control, free_ports, running, until
 from simulations.localnet import localnet
 
 __all__ = ["app", "beyond", "stock"]

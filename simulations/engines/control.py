@@ -17,7 +17,7 @@ from common.environment import flower_environment, tool
 from common.errors import RoundError
 from server.runs import read_json
 
-__all__ = ["APP", "Control", "free_ports", "running", "until", "write_connection"]
+__all__ = ["APP", "Control", "free_ports", "running", "until"]
 
 #: The Flower app: the folder that a bundle is built from.
 APP = Path(common.__file__).parents[1]
@@ -77,24 +77,6 @@ def until(condition: Callable[[], object], seconds: float, why: Callable[[], str
         if time.monotonic() > end:
             raise RoundError(f"nothing happened for {seconds:.0f} s: {why()}")
         time.sleep(_POLL_SECONDS)
-
-
-def write_connection(home: Path, address: str, authority: Path | None) -> None:
-    """Tell Flower's commands which SuperLink there is.
-
-    Parameters
-    ----------
-    home : Path
-        Their ``FLWR_HOME``.
-    address : str
-        The SuperLink's.
-    authority : Path or None
-        Certificate of the authority that it is known by; None where it has no TLS.
-    """
-    trust = "insecure = true" if authority is None else f'root-certificates = "{authority}"'
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{address}"\n{trust}\n'
-    )
 
 
 @dataclass(frozen=True)
@@ -162,7 +144,9 @@ class Control:
                 signs, heard = now, time.monotonic()
             elif time.monotonic() - heard > _ASK_SECONDS:
                 heard = time.monotonic()
-                if (state := self._state(run_id)).startswith("finished"):
+                state = self._state(run_id)
+                # Asking takes seconds, in which it may have ended as it should.
+                if state.startswith("finished") and read_json(status).get("state") != "finished":
                     raise RoundError(f"the run ended without a result ({state}):\n{self._log(run_id)}")
             time.sleep(_POLL_SECONDS)
 

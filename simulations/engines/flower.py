@@ -16,9 +16,10 @@ from common.environment import flower_environment, tool
 from common.errors import RoundError
 from common.paths import home
 from common.study import Study
+from server.consortium.superlink import write_connection
 from server.record import run_folder
 from server.resume import resumed_plan
-from simulations.engines.control import Control, free_ports, running, until, write_connection
+from simulations.engines.control import Control, free_ports, running, until
 
 __all__ = ["SuperLink", "run_on_flower", "superlink"]
 

@@ -77,6 +77,8 @@ def networks(side: str, name: str) -> set[str]:
     """Return the networks that a service is in, its own or those of the one whose it shares."""
     service = services(side)[name]
     shared = service.get("network_mode", "").removeprefix("service:")
+    if shared == "none":
+        return set()
     return networks(side, shared) if shared else set(service["networks"])
 
 
@@ -106,10 +108,27 @@ def test_the_gateway_answers_the_supernode_s_user_alone() -> None:
 def test_no_container_of_a_site_sees_another_s_folder() -> None:
     folders = {name: [v.partition(":")[0] for v in one.get("volumes", [])] for name, one in services("site").items()}
     assert folders.pop("gateway") == ["/var/lib/wardround/gateway"]
-    assert folders.pop("executor") == ["/var/lib/wardround/app"]
+    assert folders.pop("worker") == ["/var/lib/wardround/app", "/var/lib/wardround/socket"]
+    assert folders.pop("executor") == ["/var/lib/wardround/socket"]
     assert not any(folders.values())
-    users = {services("site")[name]["user"].partition(":")[0] for name in ("gateway", "supernode", "executor")}
-    assert len(users) == 3
+    users = {one["user"].partition(":")[0] for name, one in services("site").items() if name != "net"}
+    assert len(users) == 4
+
+
+def test_the_clientapp_asks_the_worker_at_one_socket() -> None:
+    site = services("site")
+    socket = site["worker"]["command"][-1]
+    assert f'--node-config=worker="{socket}"' in site["supernode"]["command"]
+    folder = socket.rpartition("/")[0]
+    assert f"/var/lib/wardround/socket:{folder}" in site["worker"]["volumes"]
+    assert site["executor"]["volumes"] == [f"/var/lib/wardround/socket:{folder}:ro"]
+    assert networks("site", "worker") == set()
+    assert f"unix:{socket}" in site["worker"]["healthcheck"]["test"][-1]
+    # As the file says how to make it: the worker's, for the executor's group.
+    worker, (_, group) = site["worker"]["user"].partition(":")[0], site["executor"]["user"].split(":")
+    made = f"install -d -m 2750 -o {worker} -g {group} /var/lib/wardround/socket"
+    assert made in (COMPOSE / "site" / "compose.yaml").read_text()
+    assert set(load(COMPOSE / "site" / "nvidia.yaml")["services"]) == {"worker"}
 
 
 def test_the_images_are_pinned_and_built_from_the_lock() -> None:

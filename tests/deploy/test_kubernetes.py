@@ -151,6 +151,23 @@ def test_the_clientapp_reaches_the_runtime_api_and_not_the_gateway() -> None:
     assert "gateway" not in mounts, "the keys are the gateway's"
 
 
+def test_the_clientapp_sees_no_image_and_asks_the_worker_at_one_socket() -> None:
+    pod, node = pods("site")["executor"], pods("site")["gateway"]["containers"][1]
+    worker, executor = pod["containers"]
+    assert (worker["name"], executor["name"]) == ("worker", "executor")
+    socket = worker["args"][-1]
+    assert f'--node-config=worker="{socket}"' in node["args"]
+    assert f"unix:{socket}" in worker["livenessProbe"]["exec"]["command"][-1]
+    assert pod["initContainers"][0]["args"][-2:] == ["2750", socket.rpartition("/")[0]]
+    assert {mount["name"] for mount in worker["volumeMounts"]} == {"app", "socket", "tmp"}
+    assert {mount["name"] for mount in executor["volumeMounts"]} == {"socket", "secrets", "tmp-executor"}
+    assert {"name": "socket", "mountPath": "/run/wardround", "readOnly": True} in executor["volumeMounts"]
+    # Two users; what they have in common is the group of the socket's folder.
+    assert executor["securityContext"]["runAsUser"] != pod["securityContext"]["runAsUser"]
+    assert executor["securityContext"]["runAsGroup"] != pod["securityContext"]["fsGroup"]
+    assert pod["securityContext"]["runAsGroup"] != pod["securityContext"]["fsGroup"]
+
+
 def test_the_superlink_is_reached_by_the_edge_and_the_serverapp() -> None:
     assert allowed("coordinator", "superlink") == set()
     assert allowed("coordinator", "edge") == allowed("coordinator", "serverapp") == {"superlink:8000", "kube-dns:53"}
@@ -160,13 +177,14 @@ def test_the_superlink_is_reached_by_the_edge_and_the_serverapp() -> None:
     assert [name for name, one in services.items() if one["spec"].get("type", "ClusterIP") != "ClusterIP"] == ["edge"]
 
 
-def test_the_executor_asks_for_a_gpu_where_it_is_told_to(tmp_path: Path) -> None:
+def test_the_worker_asks_for_a_gpu_where_it_is_told_to(tmp_path: Path) -> None:
     shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
     file = tmp_path / "kubernetes" / "site" / "kustomization.yaml"
     file.write_text(file.read_text().replace("  - ../base\n", "  - ../base\n  - ../nvidia\n"))
-    [executor] = [
+    [pod] = [
         thing
         for thing in render(tmp_path / "kubernetes" / "site")
         if thing["kind"] == "Deployment" and thing["metadata"]["name"] == "executor"
     ]
-    assert executor["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    limits = {one["name"]: one["resources"]["limits"] for one in pod["spec"]["template"]["spec"]["containers"]}
+    assert {name: limit.get("nvidia.com/gpu") for name, limit in limits.items()} == {"worker": 1, "executor": None}

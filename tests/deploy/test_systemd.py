@@ -84,7 +84,8 @@ def test_a_unit_without_its_walls_is_beyond_the_bound(root: Path) -> None:
 def test_a_process_that_ends_is_started_again_and_not_at_once(unit: Path) -> None:
     found = settings(unit)
     assert found["Restart"] == ["always"]
-    assert found["RestartSec"] == ["15"]
+    # A message waits 20 s for the worker; Flower minds only a SuperNode that comes back soon.
+    assert found["RestartSec"] == ["2" if unit.stem == "wardround-worker" else "15"]
     assert found["StartLimitIntervalSec"] == ["0"]
 
 
@@ -98,14 +99,14 @@ def test_nothing_calls_home(unit: Path) -> None:
 @pytest.mark.parametrize("folder", [SITE, COORDINATOR], ids=lambda path: path.name)
 def test_every_process_has_a_user_and_a_folder_of_its_own(folder: Path, tmp_path: Path) -> None:
     users = {settings(path)["User"][0] for path in folder.glob("*.service")}
-    assert len(users) == 3
+    assert len(users) == len(list(folder.glob("*.service")))
     (tmp_path / "etc").mkdir()
     run([tool("systemd-sysusers"), f"--root={tmp_path}", folder / "sysusers.conf"])
     made = {line.split(":")[0]: line for line in (tmp_path / "etc" / "passwd").read_text().splitlines()}
     assert {name for name in made if name.startswith("wardround")} == users
     assert all(made[name].endswith("nologin") for name in users)
     lines = (folder / "tmpfiles.conf").read_text().splitlines()
-    folders = {words[3]: words[1:3] for line in lines if (words := line.split()) and words[0] == "d"}
+    folders = {words[3]: words[1:3] for line in lines if (words := line.split()) and words[1].startswith("/var")}
     for name in users:
         assert folders[name] == [made[name].split(":")[5], "0700"]
 
@@ -119,7 +120,10 @@ def test_only_the_gateway_may_reach_out_of_a_site() -> None:
     for path in SITE.glob("*.service"):
         found = settings(path)
         assert found["IPAddressDeny"] == ["any"]
-        if path.stem != "wardround-gateway":
+        if path.stem == "wardround-worker":
+            assert found["PrivateNetwork"] == ["yes"]
+            assert "IPAddressAllow" not in found
+        elif path.stem != "wardround-gateway":
             assert found["RestrictNetworkInterfaces"] == ["lo"]
             assert all(value == "localhost" or value.startswith("127.") for value in found["IPAddressAllow"])
     assert [path.parent.name for path in SITE.glob("*.d/*") if "IPAddressAllow" in path.read_text()] == [
@@ -141,11 +145,31 @@ def test_the_clientapp_reaches_the_supernode_and_nothing_else_of_this_machine() 
     assert "LoadCredential=node.key" not in supernode.read_text(), "the keys are the gateway's"
     assert option(SITE / "wardround-executor.service", "--runtime-api-address") == f"{host}:{port}"
     assert option(supernode, "--superlink").partition(":")[0] != host
-    assert executor["RestrictAddressFamilies"] == ["AF_INET"]
+    # AF_UNIX is for the worker's socket. Those of others lie in /run, and of /run it sees that one folder.
+    assert executor["RestrictAddressFamilies"] == ["AF_INET AF_UNIX"]
+    assert executor["BindReadOnlyPaths"] == ["/run/wardround/worker"]
     assert executor["SocketBindDeny"] == ["any"]
     assert "SocketBindAllow" not in executor
     assert executor["PrivateTmp"] == ["yes"]
-    assert executor["TemporaryFileSystem"] == ["/dev/shm:mode=1777"]
+    assert executor["TemporaryFileSystem"] == ["/run:ro", "/dev/shm:mode=1777"]
+
+
+def test_the_clientapp_sees_no_image_and_asks_the_worker_at_one_socket() -> None:
+    executor, worker = (SITE / f"wardround-{name}.service" for name in ("executor", "worker"))
+    socket = Path(option(worker, "--socket"))
+    assert option(SITE / "wardround-supernode.service", "--node-config") == f'worker="{socket}"'
+    assert settings(worker)["ReadWritePaths"] == settings(executor)["BindReadOnlyPaths"] == [str(socket.parent)]
+    assert settings(worker)["RestrictAddressFamilies"] == ["AF_UNIX"]
+    lines = [line.split() for line in (SITE / "tmpfiles.conf").read_text().splitlines() if line.startswith("d ")]
+    folders = {path: (mode, user, group) for _, path, mode, user, group, _ in lines}
+    # The worker's own, for the executor's group, and for nobody else: as the worker demands.
+    owner, guest = settings(worker)["User"][0], settings(executor)["Group"][0]
+    assert folders[str(socket.parent)] == ("2750", owner, guest)
+    assert settings(worker)["StateDirectory"] == ["wardround/app"]
+    assert folders["/var/lib/wardround/app"] == ("0700", owner, owner)
+    assert owner != settings(executor)["User"][0]
+    assert "/app" not in executor.read_text()
+    assert [path.parent.name for path in SITE.glob("*.d/nvidia.conf")] == ["wardround-worker.service.d"]
 
 
 def test_the_edge_sees_nothing_of_the_authority_s_keys() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from common.errors import RoundError
+from server.consortium.superlink import write_connection
 from simulations.engines import control
-from simulations.engines.control import Control, free_ports, running, until, write_connection
+from simulations.engines.control import Control, free_ports, running, until
 
 
 def test_every_round_is_reported_once_and_the_end_ends_it(tmp_path: Path) -> None:

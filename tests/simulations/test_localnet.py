@@ -30,12 +30,14 @@ def test_a_study_runs_through_edge_and_gateways(tmp_path: Path, monkeypatch: pyt
         assert (
             joined(tmp_path / "net" / name, datetime.now(UTC)).manifest.epoch == 4
         )  # two sites joined, then the study
-        assert not list((tmp_path / "net" / f"{name}-node").rglob("*.key"))
-    calls = [json.loads(line) for line in (tmp_path / "net" / "edge" / "access.log").read_text().splitlines()]
+        assert not list((tmp_path / "net" / name / "node").rglob("*.key"))
+    calls = [
+        json.loads(line) for line in (tmp_path / "net" / "consortium" / "edge" / "access.log").read_text().splitlines()
+    ]
     assert {call["status"] for call in calls if "/v1/" in call["call"]} == {"200"}
 
 
 def test_without_nginx_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simulations.localnet.shutil.which", lambda _: None)
+    monkeypatch.setattr("server.consortium.up.shutil.which", lambda *_, **__: None)
     with pytest.raises(NotPreparedError, match="apt install nginx"), localnet(tmp_path, Study(), []):
         pass

@@ -2,14 +2,21 @@
 
 import json
 import shutil
+import socket
 from collections import namedtuple
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
 
 import pytest
+from flwr.app import RecordDict
 from typer.testing import CliRunner
 
-from client.checking import images, machine
+from client.checking import images, machine, processes
 from client.checking.doctor import diagnose
 from client.cli import app
 from client.data.catalogue import open_catalogue
@@ -19,9 +26,11 @@ from client.gateway.audit import AuditLog, Event
 from client.gateway.cli import audit_path
 from client.gateway.switch import pause, resume
 from client.membership import store
+from client.worker.serve import serving
 from common.study import Study
 from tests.client.hospitals import prepared, tiny_study
 from tests.server.consortium.founded import NOW, enrol, new_world
+from tests.server.consortium.test_edge import free_port
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -44,7 +53,9 @@ def site(study: Study, tmp_path: Path) -> Path:
 
 
 def found(site: Path, *plans: Study, later: timedelta = timedelta()) -> dict[str, Finding]:
-    return {one.what: one for one in diagnose(site, list(plans), NOW + later, connect=False)}
+    listen, worker = f"127.0.0.1:{free_port()}", site / "worker" / "socket"
+    findings = diagnose(site, list(plans), NOW + later, listen=listen, socket=worker, connect=False)
+    return {one.what: one for one in findings}
 
 
 def test_a_site_in_order_has_nothing_that_fails(site: Path, study: Study) -> None:
@@ -52,7 +63,7 @@ def test_a_site_in_order_has_nothing_that_fails(site: Path, study: Study) -> Non
     assert {name for name, one in findings.items() if one.state == "fail"} == set()
     assert set(findings) == {
         "versions", "telemetry", "disk", "memory", "device", "keys", "certificate", "authority", "manifest", "audit",
-        "catalogue", "splits", "cache", "episodes",
+        "gateway", "worker", "catalogue", "splits", "cache", "episodes",
     }  # fmt: skip
 
 
@@ -115,6 +126,62 @@ def test_an_empty_site_is_told_the_first_steps(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists(), "looking changes nothing"
 
 
+@contextmanager
+def answering(status: int, text: str) -> Iterator[str]:
+    """Stand where the gateway would, and return where that is."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, args=[0.01]).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_the_gateway_is_asked_how_it_is() -> None:
+    assert processes.gateway(f"127.0.0.1:{free_port()}").state == "warn"
+    for status, text, state in (
+        (200, "open\n", "ok"),
+        (200, "paused\n", "ok"),
+        (200, "<html>", "fail"),
+        (503, "the audit log cannot be written: nothing leaves\n", "fail"),
+        (404, "", "fail"),
+    ):
+        with answering(status, text) as listen:
+            finding = processes.gateway(listen)
+        assert (finding.state, bool(finding.remedy)) == (state, state != "ok"), finding
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Thread(target=_hang_up, args=[server]).start()
+        assert "does not answer" in processes.gateway(f"127.0.0.1:{server.getsockname()[1]}").text
+
+
+def _hang_up(server: socket.socket) -> None:
+    server.accept()[0].close()
+
+
+def test_the_worker_is_asked_how_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_PATIENCE_SECONDS", 60.0)
+    with TemporaryDirectory(prefix="worker-") as name:
+        path = Path(name) / "socket"
+        assert processes.worker(path).state == "warn"
+        with serving(path, lambda *_: RecordDict(), list):
+            assert processes.worker(path) == Finding("worker", "ok", f"the worker at {path} is serving")
+        monkeypatch.setattr(processes, "_PATIENCE_SECONDS", 0.2)
+        with socket.socket(socket.AF_UNIX) as deaf:
+            path.unlink(missing_ok=True)
+            deaf.bind(str(path))
+            assert processes.worker(path).state == "warn", "nobody listens there any more"
+            deaf.listen()
+            assert processes.worker(path).state == "fail"
+
+
 @pytest.mark.parametrize(("free", "state"), [(50 * 2**20, "fail"), (2 * 2**30, "warn"), (50 * 2**30, "ok")])
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, state: str) -> None:
     monkeypatch.setattr("client.checking.machine.shutil.disk_usage", lambda _: Usage(2**40, 0, free))
@@ -164,6 +231,7 @@ def call(*arguments: str | Path, code: int) -> str:
 def test_the_command(site: Path, study: Study, tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(study.toml())
     arguments: list[str | Path] = ["--site", site, "--study", tmp_path / "study.toml"]
+    arguments += ["--listen", f"127.0.0.1:{free_port()}"]
     findings = json.loads(call(*arguments, "--offline", "--json", code=0))
     assert all(one["state"] != "fail" for one in findings)
     # Nobody listens at the edge of this consortium.

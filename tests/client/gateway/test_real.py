@@ -20,7 +20,8 @@ from common.consortium.keys import openssh_public
 from common.environment import flower_environment, tool
 from common.study import Study
 from server.consortium.edge import Edge, write_edge
-from simulations.engines.control import Control, running, until, write_connection
+from server.consortium.superlink import write_connection
+from simulations.engines.control import Control, running, until
 from tests.client.hospitals import prepared, tiny_study
 from tests.server.consortium.founded import NOW, World, new_world
 from tests.server.consortium.test_edge import free_port, needs_nginx, nginx

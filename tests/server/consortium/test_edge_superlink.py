@@ -18,9 +18,10 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client.membership import Joined, joined, reach
-from common.consortium.keys import load_node_private, openssh_public
+from common.consortium.keys import load_node_private
 from common.environment import flower_environment, tool
 from server.consortium.edge import Edge, write_edge
+from server.consortium.superlink import register_nodes
 from tests.server.consortium.founded import NOW, new_world
 from tests.server.consortium.test_edge import free_port, needs_nginx, nginx
 
@@ -62,13 +63,8 @@ def test_an_enrolled_site_is_a_node_of_the_superlink_and_another_is_not(tmp_path
     write_edge(world.authority, edge, NOW)
     flower = tmp_path / "flower"
     flower.mkdir()
-    (flower / "config.toml").write_text(
-        f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{edge.superlink}"\n'
-        f'root-certificates = "{edge.folder / "authority.pem"}"\n'
-    )
     environment = flower_environment(FLWR_HOME=str(flower), HOME=str(tmp_path))
     one, two = (joined(world.sites[name], NOW) for name in ("st-mary", "uni-2"))
-    (tmp_path / "st-mary.pub").write_bytes(openssh_public(one.member.node))
 
     with superlink(edge.folder, int(edge.superlink.split(":")[1]), environment):
         assert nginx(edge).returncode == 0
@@ -78,12 +74,8 @@ def test_an_enrolled_site_is_a_node_of_the_superlink_and_another_is_not(tmp_path
                     break
                 time.sleep(0.1)
             assert reach(one).finding.state == "ok", (edge.folder / "superlink.log").read_text()
-            flwr, key = tool("flwr"), tmp_path / "st-mary.pub"
-            done = subprocess.run(
-                [str(flwr), "supernode", "register", str(key), "here", "--name", "st-mary"],
-                env=environment, capture_output=True, text=True, timeout=60, check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stdout + done.stderr
+            assert register_nodes(edge, [one.member]) == ["st-mary"]
+            assert register_nodes(edge, [one.member]) == []
 
             with fleet(one, address) as client:
                 request = ActivateNodeRequest(public_key=one.member.node.encode(), heartbeat_interval=30)
