@@ -32,7 +32,7 @@ from common.meta import head_size, make_learner
 from common.models import build
 from common.study import Study
 from server.consortium import members
-from server.consortium.authority import found
+from server.consortium.authority import Authority, found
 from server.consortium.issue import SITE_DAYS, issue_site
 from server.consortium.up import nginx
 from simulations.engines.control import APP, Control, free_ports, running, until
@@ -119,33 +119,35 @@ def localnet(folder: Path, study: Study, data: Sequence[Site], say: Say = lambda
     """
     nginx()  # better known before anything is made
     ports = iter(free_ports(2 + 2 * len(data)))
-    say("keys, certificates and a manifest; every site approves the bundle and the study")
     superlink, listen = (f"127.0.0.1:{next(ports)}" for _ in range(2))
-    sites = _consortium(folder, f"localhost:{listen.split(':')[1]}", study, data)
+    address = f"localhost:{listen.split(':')[1]}"
+    authority = found(folder / "consortium", "localnet", address, study.sites.quorum, _now())
     with ExitStack() as stack:
         sockets = Path(stack.enter_context(TemporaryDirectory(prefix="wardround-")))  # nobody else's: mode 0700
-        net = Localnet(folder, folder / "coordinator", sites, sockets)
+        home = folder / "coordinator"
         say("the SuperLink, and the edge in front of it")
-        command = ["wardround-study", "up", "--consortium", str(folder / "consortium")]
+        command = ["wardround-study", "up", "--consortium", str(authority.folder)]
         command += ["--superlink", superlink, "--listen", listen]
-        stack.enter_context(_up(net, "coordinator", *command, WARDROUND_HOME=str(net.home)))
-        until(partial(net.says, "coordinator", "superlink registered"), _START_SECONDS, partial(net.log, "coordinator"))
+        stack.enter_context(_up(folder, "coordinator", *command, WARDROUND_HOME=str(home)))
+        say("keys, certificates and a manifest; every site approves the bundle and the study")
+        net = Localnet(folder, home, _consortium(authority, folder, study, data), sockets)
+        known = f"superlink registered: manifest epoch {authority.manifest().epoch},"
+        until(partial(net.says, "coordinator", known), _START_SECONDS, partial(net.log, "coordinator"))
         say("a gateway, a worker and a node at every site")
         started = []
-        for (name, site), images in zip(sites.items(), data, strict=True):
+        for (name, site), images in zip(net.sites.items(), data, strict=True):
             command = ["wardround-site", "up", "--site", str(site), "--images", str(images.folder)]
             command += ["--socket", str(sockets / name), "--listen", f"127.0.0.1:{next(ports)}"]
-            started.append(stack.enter_context(_up(net, name, *command, "--node-port", str(next(ports)))))
+            started.append(stack.enter_context(_up(folder, name, *command, "--node-port", str(next(ports)))))
         stack.callback(_end, started)
-        for name in sites:
+        for name in net.sites:
             until(partial(net.says, name, "the node is number"), _START_SECONDS, partial(net.log, name))
         yield net
 
 
-def _consortium(folder: Path, address: str, study: Study, data: Sequence[Site]) -> dict[str, Path]:
-    """Do what `found`, `init`, `enrol`, `join`, `admit`, `update` and `approve` do; return the sites' folders."""
-    authority, now = found(folder / "consortium", "localnet", address, study.sites.quorum, _now()), _now()
-    sites = {}
+def _consortium(authority: Authority, folder: Path, study: Study, data: Sequence[Site]) -> dict[str, Path]:
+    """Do what `init`, `enrol`, `join`, `admit`, `update` and `approve` do; return the sites' folders."""
+    now, sites = _now(), {}
     for images in data:
         site = sites[images.name] = folder / images.name
         request = store.create(site, images.name, now).checked()
@@ -181,10 +183,10 @@ def place(keep: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def _up(net: Localnet, name: str, command: str, *arguments: str, **more: str) -> Running:
+def _up(folder: Path, name: str, command: str, *arguments: str, **more: str) -> Running:
     """Return one of the two commands, not started yet."""
     environment = flower_environment(NO_PROXY="localhost,127.0.0.1", **_BRISK, **more)
-    return running(net.folder / f"{name}.log", environment, tool(command), *arguments)
+    return running(folder / f"{name}.log", environment, tool(command), *arguments)
 
 
 def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:

@@ -120,6 +120,7 @@ async def _follow(folder: Path, edge: Edge, manifest: Manifest, house: House) ->
             if current.epoch != manifest.epoch or _now() - written > _RENEW:
                 manifest, files = _write(folder, edge)
                 written = _now()
+                await house.ready["edge"].wait()  # before it listens, the signal would end it
                 house.hang_up("edge")
                 house.say("edge", "reloaded", f"manifest epoch {manifest.epoch}")
                 if edge.folder / "superlink.pem" in files:

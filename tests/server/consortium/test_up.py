@@ -46,7 +46,7 @@ class Watched:
     """Stands where the running processes would, and notes what is done to them."""
 
     def __init__(self) -> None:
-        self.ready = {"superlink": asyncio.Event()}
+        self.ready = {"superlink": asyncio.Event(), "edge": asyncio.Event()}
         self.events: list[tuple[str, str, str]] = []
         self.hung_up: list[str] = []
 
@@ -94,8 +94,12 @@ def test_a_change_of_the_manifest_reaches_edge_and_superlink(tmp_path: Path, mon
         assert await house.until("superlink", "registered") == "manifest epoch 2, new: st-mary"
 
         enrol(authority, new_request("uni-2")[0])
+        async with asyncio.timeout(60):
+            while '"uni-2";' not in (edge.folder / "nginx.conf").read_text():
+                await asyncio.sleep(0.01)
+        assert not house.hung_up, "the edge does not listen yet, and the signal would end it"
+        house.ready["edge"].set()
         assert await house.until("edge", "reloaded") == "manifest epoch 3"
-        assert '"uni-2";' in (edge.folder / "nginx.conf").read_text()
         assert await house.until("superlink", "registered") == "manifest epoch 3, new: uni-2"
 
         authority.publish(members.remove(authority.manifest(), "st-mary", NOW))
