@@ -74,9 +74,12 @@ def note_theta(site: Path, study: str, number: int, digest: str, theta: Vector) 
     work = last.with_suffix(".partial")
     numbers = theta.tobytes()
     try:
+        if _last_line(site, study) == line:
+            return
         last.parent.mkdir(exist_ok=True, mode=0o700)
-        if _last_line(site, study) != line:
-            _append(site, study, line)
+        # The list first: killed in between, the last theta is an earlier one, from which more steps lead here.
+        with _list(site, study).open("a") as file:
+            file.write(line + "\n")
         work.write_bytes(_HEAD.pack(zlib.crc32(numbers, number), number) + numbers)
         os.replace(work, last)
     except OSError as error:
@@ -93,7 +96,8 @@ def note_join(site: Path, study: str) -> None:
     """
     try:
         if _last_line(site, study) not in ("", _JOIN):
-            _append(site, study, _JOIN)
+            with _list(site, study).open("a") as file:
+                file.write(_JOIN + "\n")
     except OSError as error:
         raise StorageError(f"the list of thetas cannot be written ({error.strerror}): is there space?") from None
 
@@ -112,11 +116,6 @@ def thetas_of(site: Path, study: str) -> dict[int, list[str]]:
             if digest and digest not in found.setdefault(int(number), []):
                 found[int(number)].append(digest)
     return found
-
-
-def _append(site: Path, study: str, line: str) -> None:
-    with _list(site, study).open("a") as file:
-        file.write(line + "\n")
 
 
 def _last_line(site: Path, study: str) -> str:
