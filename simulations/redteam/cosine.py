@@ -41,7 +41,7 @@ def cosine_scores(scene: Scene, release: Release, x: Tensor, y: Tensor) -> NDArr
     known = torch.from_numpy(labels_of(elsewhere, places))
     own = _cosines(scene, release, network_input(elsewhere.site.pixels(places)), known)
     usual = torch.full((len(scene.study.episodes.class_names),), float(own.mean() if len(own) else 0), dtype=own.dtype)
-    for label in known.unique():
+    for label in set(known.tolist()):
         usual[label] = own[known == label].mean()
     scores: NDArray[np.float64] = (_cosines(scene, release, x, y) - usual[y]).numpy()
     return scores
