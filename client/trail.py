@@ -6,8 +6,8 @@ the next one is further away than the study's outer step leads. ::
     thetas/51ab....txt     a line for each: round and digest, or ``join``
     thetas/51ab....last    the round, and the numbers of the last one
 
-Nothing waits for the disk: a last theta that a power cut damaged counts as none, and the distance from the study's
-first theta is judged without it.
+Nothing waits for the disk, and the last theta is written over: one that is damaged or torn counts as none, and the
+distance from the study's first theta is judged without it.
 """
 
 import os
@@ -70,18 +70,15 @@ def note_theta(site: Path, study: str, number: int, digest: str, theta: Vector) 
     StorageError
         It cannot be written.
     """
-    last, line = _last(site, study), f"{number} {digest}"
-    work = last.with_suffix(".partial")
-    numbers = theta.tobytes()
+    line = f"{number} {digest}\n".encode()
     try:
-        if _last_line(site, study) == line:
-            return
-        last.parent.mkdir(exist_ok=True, mode=0o700)
         # The list first: killed in between, the last theta is an earlier one, from which more steps lead here.
-        with _list(site, study).open("a") as file:
-            file.write(line + "\n")
-        work.write_bytes(_HEAD.pack(zlib.crc32(numbers, number), number) + numbers)
-        os.replace(work, last)
+        if _append(site, study, line):
+            file = os.open(_last(site, study), os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.writev(file, [_HEAD.pack(zlib.crc32(theta.data, number), number), theta.data])
+            finally:
+                os.close(file)
     except OSError as error:
         raise StorageError(f"the list of thetas cannot be written ({error.strerror}): is there space?") from None
 
@@ -95,9 +92,8 @@ def note_join(site: Path, study: str) -> None:
         It cannot be written.
     """
     try:
-        if _last_line(site, study) not in ("", _JOIN):
-            with _list(site, study).open("a") as file:
-                file.write(_JOIN + "\n")
+        if _list(site, study).exists():
+            _append(site, study, f"{_JOIN}\n".encode())
     except OSError as error:
         raise StorageError(f"the list of thetas cannot be written ({error.strerror}): is there space?") from None
 
@@ -118,14 +114,29 @@ def thetas_of(site: Path, study: str) -> dict[int, list[str]]:
     return found
 
 
-def _last_line(site: Path, study: str) -> str:
-    """Return the list's last line; empty where there is none."""
+def _append(site: Path, study: str, line: bytes) -> bool:
+    """Append a line, unless it is the last one already; say whether it was."""
+    path, flags = _list(site, study), os.O_RDWR | os.O_APPEND | os.O_CREAT
     try:
-        with _list(site, study).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 256))
-            return file.read().rstrip(b"\n").rpartition(b"\n")[2].decode()
+        file = os.open(path, flags, 0o600)
     except FileNotFoundError:
-        return ""
+        path.parent.mkdir(mode=0o700)
+        file = os.open(path, flags, 0o600)
+    try:
+        end = os.lseek(file, 0, os.SEEK_END)
+        start = max(0, end - len(line) - 1)
+        if (b"\n" + os.pread(file, end - start, start)).endswith(b"\n" + line):
+            return False
+        os.write(file, line)
+    finally:
+        os.close(file)
+    return True
+
+
+def _last_line(site: Path, study: str) -> str:
+    with _list(site, study).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 256))
+        return file.read().rstrip(b"\n").rpartition(b"\n")[2].decode()
 
 
 def _list(site: Path, study: str) -> Path:
