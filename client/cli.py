@@ -32,6 +32,7 @@ from client.gateway import commands as door
 from client.gateway.cli import audit
 from client.membership import cli as membership
 from client.pacs import cli as pacs
+from client.thetas import thetas
 from client.up import up
 from client.worker.cli import worker
 from common.console import plain_errors
@@ -79,6 +80,7 @@ app.command(epilog="Example: wardround-site preview study.toml --to would-leave"
 app.command(epilog="Example: wardround-site up --proxy http://proxy.example:3128")(up)
 app.command(epilog="Example: wardround-site gateway --proxy http://proxy.example:3128")(door.gateway)
 app.command(epilog="Example: wardround-site worker --socket /run/wardround/worker/socket")(worker)
+app.command(epilog="Example: wardround-site thetas 51ab0c2d --compare st-mary.txt")(thetas)
 app.command(epilog="Example: wardround-site approvals")(door.approvals)
 app.command(epilog="Example: wardround-site approve 9f3c51ab")(door.approve)
 app.command(epilog="Example: wardround-site reject 9f3c51ab")(door.reject)

@@ -120,9 +120,7 @@ class Ledger:
         One that was reserved and whose bytes were never stored was never sent: it is made again, and spent once.
         """
         with self.transaction():
-            row = self._run(
-                "SELECT theta, state, sent FROM release WHERE study = ? AND round = ?", (question.study, question.round)
-            ).fetchone()
+            row = self._row(question)
             if row is None:
                 self._check(question)
                 whole = question.whole
@@ -131,6 +129,28 @@ class Ledger:
                     (question.study, question.round, question.theta, whole.sampling, whole.noise, time.time()),
                 )
                 return None
+        return self._same(question, row)
+
+    def answered(self, question: Question) -> bytes | None:
+        """Return the bytes that a round was answered with; None where it was not. Nothing is spent.
+
+        Raises
+        ------
+        BudgetError, ContractError
+            As of `once`.
+        """
+        with self.transaction():
+            row = self._row(question)
+        return None if row is None else self._same(question, row)
+
+    def _row(self, question: Question) -> tuple[str, str, bytes | None] | None:
+        found: tuple[str, str, bytes | None] | None = self._run(
+            "SELECT theta, state, sent FROM release WHERE study = ? AND round = ?", (question.study, question.round)
+        ).fetchone()
+        return found
+
+    @staticmethod
+    def _same(question: Question, row: tuple[str, str, bytes | None]) -> bytes | None:
         theta, state, sent = row
         if theta != question.theta:
             raise ContractError(f"round {question.round} was answered for another theta: it is answered once", "replay")
@@ -139,7 +159,7 @@ class Ledger:
                 f"round {question.round} was answered before, and its answer is kept for {KEPT} rounds only: a study "
                 "runs once. To run it anew, change its seed: it is another study then, and spends anew"
             )
-        return sent  # type: ignore[no-any-return]
+        return sent
 
     def keep(self, question: Question, made: bytes) -> bytes:
         """Store what a reserved round is answered with, and return it, or what another process was first with."""

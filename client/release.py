@@ -13,8 +13,9 @@ from common.contract import TRAIN, Instruction, Vector
 from common.meta import Episodes
 from common.models.network import Theta
 from common.privacy.statement import rounds_of
+from common.study import Study
 
-__all__ = ["note_unprotected", "plain_episodes", "release"]
+__all__ = ["note_unprotected", "plain_episodes", "question", "release"]
 
 
 def release(session: Session, theta: Theta, instruction: Instruction) -> tuple[Vector, dict[str, float]]:
@@ -32,14 +33,18 @@ def release(session: Session, theta: Theta, instruction: Instruction) -> tuple[V
     if not study.privacy.guaranteed:
         note_unprotected(session.site.folder, study.digest)
         return gradient(session, theta, number)
-    question = Question(study.digest, number, instruction.theta, rounds_of(study))
 
     def make() -> bytes:
         return gradient(session, theta, number)[0].tobytes()
 
     with open_ledger(session.site.folder) as ledger:
-        sent = ledger.once(question, make)
+        sent = ledger.once(question(study, instruction), make)
     return np.frombuffer(sent, study.wire.dtype), dict.fromkeys(TRAIN, -1.0)
+
+
+def question(study: Study, instruction: Instruction) -> Question:
+    """Return what a round's release is called in the site's ledger."""
+    return Question(study.digest, instruction.round, instruction.theta, rounds_of(study))
 
 
 def note_unprotected(site: Path, study: str) -> None:

@@ -21,7 +21,7 @@ from common.paths import home
 from common.privacy.site_task import check_network
 from common.study import Study
 
-__all__ = ["Session", "open_session", "virtual_site"]
+__all__ = ["Session", "first_theta", "open_session", "site_folder", "virtual_site"]
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,27 @@ def open_session(run_config: Mapping[str, object], node_config: Mapping[str, obj
         The study is not valid, its network cannot be built, or the site has no images for it.
     """
     study = Study.from_run_config(run_config)
+    return _session(study, site_folder(study, node_config))
+
+
+def site_folder(study: Study, node_config: Mapping[str, object]) -> Path:
+    """Return the folder of a node's site; nothing in it is opened.
+
+    Raises
+    ------
+    NotPreparedError
+        The node was started without one.
+    """
     if "site" in node_config:
-        folder = Path(str(node_config["site"]))
-    elif "partition-id" in node_config:
-        folder = virtual_site(study, int(str(node_config["partition-id"])))
-    else:
-        raise NotPreparedError("start this node with --node-config 'site=\"/path/of/the/site\"'")
-    return _session(study, folder)
+        return Path(str(node_config["site"]))
+    if "partition-id" in node_config:
+        return virtual_site(study, int(str(node_config["partition-id"])))
+    raise NotPreparedError("start this node with --node-config 'site=\"/path/of/the/site\"'")
+
+
+def first_theta(study: Study) -> dict[str, torch.Tensor]:
+    """Return the theta that a study begins with."""
+    return _engines(study)[1]
 
 
 @lru_cache(maxsize=8)

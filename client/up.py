@@ -96,7 +96,7 @@ def _parts(site: Path, images: Path, listen: str, node_port: int, socket: Path, 
         ),
         Part(
             "worker",
-            [own, "worker", "--site", str(images), "--socket", str(socket)],
+            [own, "worker", "--site", str(images), "--socket", str(socket), "--approvals", str(site)],
             environment,
             listens=str(socket),
         ),

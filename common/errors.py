@@ -20,6 +20,7 @@ __all__ = [
     "SignatureError",
     "StorageError",
     "StudyError",
+    "ThetaError",
     "WardroundError",
     "explain",
 ]
@@ -157,6 +158,23 @@ class BudgetError(WardroundError):
     """The privacy budget of a site's patients does not allow what a study asks for."""
 
     code = 114
+
+
+class ThetaError(WardroundError):
+    """The theta that was sent is not one that the study can have led to.
+
+    Attributes
+    ----------
+    why : str
+        ``start``: further from the study's first theta than so many outer steps lead; ``step``: further from the theta
+        that the site saw last.
+    """
+
+    code = 115
+
+    def __init__(self, text: str, why: str) -> None:
+        super().__init__(text)
+        self.why = why
 
 
 class ApprovalError(WardroundError):

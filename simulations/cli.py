@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -227,16 +228,20 @@ def redteam(
 ) -> None:
     """Attack what sites send, with and without a privacy mechanism; each figure stands beside its bound.
 
+    Then a malicious coordinator plays its tricks to one of the sites.
+
     The study runs with the real apps on copies of its virtual hospitals, its network and learner changed to each of the
     settings, and every message is recorded. Without STUDY, three small phantom hospitals are attacked.
 
-    Exit code 1: an attack is proven to be above the bound that the guarantee puts on it. That is a bug in wardround.
+    Exit code 1: an attack is proven to be above the bound that the guarantee puts on it, or a trick is not refused.
+    That is a bug in wardround.
     """
     from common.study import names
     from simulations.redteam.page import write_page
-    from simulations.redteam.settings import SETTINGS, built_in
-    from simulations.redteam.table import as_tree, table
+    from simulations.redteam.settings import SETTINGS, attacked, built_in
+    from simulations.redteam.table import as_tree, table, tricks_table
     from simulations.redteam.team import attack_study
+    from simulations.redteam.tricks import play
 
     chosen = [part.strip() for part in settings.split(";") if part.strip()] or list(SETTINGS)
     plan = _plan(study, change, built_in())
@@ -249,12 +254,17 @@ def redteam(
         sampling=sampling,
         say=_progress.print,
     )
+    _progress.print("a malicious coordinator")
+    tricks = play(attacked(plan, chosen[0], "episode-clip", clip, noise, sampling))
     if page is not None:
-        write_page(page, plan.study.title, results)
+        write_page(page, plan.study.title, results, tricks)
     if as_json:
-        print(json.dumps([as_tree(result) for result in results], indent=1))
+        told = [asdict(trick) for trick in tricks]
+        print(json.dumps({"results": [as_tree(result) for result in results], "tricks": told}, indent=1))
     else:
-        Console(width=None if sys.stdout.isatty() else 140).print(table(results))
+        Console(width=None if sys.stdout.isatty() else 140).print(table(results), tricks_table(tricks))
+    if missed := [trick.name for trick in tricks if not trick.refused]:
+        raise RoundError("a coordinator's trick is not refused, please report this:\n  " + "\n  ".join(missed))
     if broken := [sentence for result in results for sentence in result.broken]:
         raise RoundError("an attack is above its bound, please report this:\n  " + "\n  ".join(broken))
 

@@ -13,6 +13,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from client.app import app
 from client.gateway.egress import Asked, Passed, examine
 from client.session import open_session
+from client.trail import note_join, thetas_of
 from common.contract import Instruction, Kind, Reply, check_reply, pack_instruction, theta_digest
 from common.errors import DataError, explain
 from common.meta import flatten
@@ -72,6 +73,8 @@ def preview(study: Study, site: Path, kind: Kind) -> Preview:
     instruction = (
         Instruction("join", study.digest) if kind == "join" else Instruction(kind, study.digest, 1, 1, digest, True)
     )
+    if kind == "train" and max(thetas_of(site, study.digest), default=1) > 1:
+        note_join(site, study.digest)  # as where a run begins: round 1 may come after others
     content = pack_instruction(instruction, None if kind == "join" else theta)
     begun = time.time()
     metadata = Metadata(

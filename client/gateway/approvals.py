@@ -31,6 +31,7 @@ __all__ = [
     "must_be_approved",
     "note_bundle",
     "note_study",
+    "study_must_be_approved",
 ]
 
 Kind = Literal["bundle", "study"]
@@ -101,20 +102,39 @@ def must_be_approved(site: Path, manifest: Manifest, bundle: str, study: Study, 
         The site or the coordinator has not approved one of them, or the study has expired; its ``why`` says which.
     """
     for kind, digest, listed in (("bundle", bundle, manifest.bundles), ("study", study.digest, manifest.studies)):
-        item = _known(site, kind, digest)
-        short = digest[:12]
-        if item is None or item.state == "waiting":
-            raise ApprovalError(
-                f"the {kind} {short} waits for this site's approval: `wardround-site approvals`", f"{kind}-waiting"
-            )
-        if item.state == "rejected":
-            raise ApprovalError(f"this site has rejected the {kind} {short}", f"{kind}-rejected")
+        _must_be_approved(site, kind, digest)
         if digest not in listed:
             raise ApprovalError(
-                f"the {kind} {short} is not in the manifest (epoch {manifest.epoch}) that this site has: the "
+                f"the {kind} {digest[:12]} is not in the manifest (epoch {manifest.epoch}) that this site has: the "
                 "coordinator admits it, and the site runs `wardround-site update MANIFEST`",
                 f"{kind}-not-admitted",
             )
+    _must_not_be_over(study, now)
+
+
+def study_must_be_approved(site: Path, study: Study, now: datetime) -> None:
+    """Check that a study may run here, whatever the bundle: for a process that does not run the bundle's code.
+
+    Raises
+    ------
+    ApprovalError
+        The site has not approved it, or it has expired; its ``why`` says which.
+    """
+    _must_be_approved(site, "study", study.digest)
+    _must_not_be_over(study, now)
+
+
+def _must_be_approved(site: Path, kind: str, digest: str) -> None:
+    item, short = _known(site, kind, digest), digest[:12]
+    if item is None or item.state == "waiting":
+        raise ApprovalError(
+            f"the {kind} {short} waits for this site's approval: `wardround-site approvals`", f"{kind}-waiting"
+        )
+    if item.state == "rejected":
+        raise ApprovalError(f"this site has rejected the {kind} {short}", f"{kind}-rejected")
+
+
+def _must_not_be_over(study: Study, now: datetime) -> None:
     expires = study.study.expires
     if expires and f"{now:%Y-%m-%d}" > expires:
         raise ApprovalError(f"the study {study.digest[:12]} expired on {expires}", "study-expired")

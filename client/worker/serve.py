@@ -25,7 +25,7 @@ _CALLS = 4
 Answer = Callable[[Kind, RecordDict, dict[str, object]], RecordDict | Error]
 
 
-def serve(site: Path, socket: Path) -> None:
+def serve(site: Path, socket: Path, approvals: Path | None = None) -> None:
     """Serve a site's data until SIGTERM or SIGINT.
 
     Parameters
@@ -34,11 +34,14 @@ def serve(site: Path, socket: Path) -> None:
         The site's folder. What the ClientApp says about folders does not count.
     socket : Path
         In a folder that nobody else can enter; it is made where it is missing.
+    approvals : Path or None
+        The folder of the site's gateway: only studies that were approved there are answered. None is the site's own
+        folder, where it has a gateway; without one, any study is answered.
 
     Raises
     ------
     NotPreparedError
-        The socket's folder is open to others, or the socket cannot be there.
+        The socket's folder is open to others, the socket cannot be there, or ``approvals`` is no gateway's folder.
     """
     from client.answers import answer  # with PyTorch: once for all messages
 
@@ -47,6 +50,8 @@ def serve(site: Path, socket: Path) -> None:
         signal.signal(number, lambda *_: ended.set())
     # A message that is not answered by its end holds up all others: whoever supervises this process starts another.
     node = {"site": str(site)}
+    if approvals is not None or os.path.isdir(site / "gateway" / "approvals"):
+        node["approvals"] = str(_gateways(approvals or site))
     with serving(socket, lambda kind, content, config: answer(kind, content, config, node), hung=lambda: os._exit(1)):
         ended.wait()
         socket.unlink(missing_ok=True)
@@ -102,6 +107,19 @@ def serving(socket: Path, answer: Answer, hung: Callable[[], object]) -> Iterato
     finally:
         server.stop(None).wait()
         one.shutdown(wait=False)
+
+
+def _gateways(folder: Path) -> Path:
+    approvals = folder / "gateway" / "approvals"  # none yet: nothing was approved
+    try:
+        if folder.is_dir() and (not approvals.exists() or os.access(approvals, os.R_OK | os.X_OK)):
+            return folder.resolve()
+    except OSError:
+        pass
+    raise NotPreparedError(
+        f"the approvals in {folder} cannot be read: name the folder that the gateway has as --site, and run the worker "
+        "as a user that may read there"
+    )
 
 
 def _prepare(socket: Path) -> None:

@@ -15,7 +15,7 @@ __all__ = ["Figure", "Trials", "area", "identified", "mean", "rates"]
 
 #: False-positive rates at which true positives are counted.
 LEVELS = (0.01, 0.001)
-# A fifth of the releases teaches which side means "member", and where a single threshold lies.
+# A fifth of the releases teaches where a single threshold lies.
 _LEARN = 5
 
 
@@ -60,21 +60,13 @@ class Trials:
         return np.concatenate([pair[which] for pair in self.releases])
 
 
-def rates(trials: Trials, bound: Bound | None, *, two_sided: bool) -> list[Figure]:
-    """Return AUC, true-positive rates at `LEVELS` and the advantage of one threshold; empty where nobody was there.
-
-    Parameters
-    ----------
-    two_sided : bool
-        It is not known which side of the scores means "member": the first fifth of the releases decides.
-    """
+def rates(trials: Trials, bound: Bound | None) -> list[Figure]:
+    """Return AUC, true-positive rates at `LEVELS` and the advantage of one threshold; empty where nobody was there."""
     there = trials.usable.releases
     few = len(there) // _LEARN
     if few == 0:
         return []
     first, rest = Trials(there[:few]), Trials(there[few:])
-    if two_sided and _pooled(first) < 0.5:
-        first, rest = (Trials([(-inside, -outside) for inside, outside in t.releases]) for t in (first, rest))
     count = len(rest.releases)
     inside, outside = rest.side(0), rest.side(1)
     value = area(rest)
@@ -149,11 +141,6 @@ def _figure(
         return Figure(name, value, low, high, None, broken=False)
     most = bound.area if count is None else bound.true_positives(at_most(wrong * count, count))
     return Figure(name, value, low, high, most, low > most)
-
-
-def _pooled(trials: Trials) -> float:
-    wins, pairs = _wins(trials.side(0), trials.side(1))
-    return wins / pairs
 
 
 def _wins(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> tuple[float, int]:

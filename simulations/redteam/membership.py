@@ -15,6 +15,7 @@ from simulations.redteam.figures import Trials
 from simulations.redteam.labels import class_shares
 from simulations.redteam.oracle import Places, Truth, labels_of, offered, unseen
 from simulations.redteam.scene import Release, Scene
+from simulations.redteam.shadow import sides
 from simulations.redteam.span import span_scores
 
 __all__ = ["ATTACKS", "Attack", "label_trials", "pictures", "trials_of"]
@@ -27,7 +28,7 @@ Scores = Callable[[Scene, Release, Tensor, Tensor], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Attack:
-    """A score of images ``[N]``; ``two_sided`` where high scores need not mean "member"."""
+    """A score of images ``[N]``; ``two_sided`` where high scores need not mean "member": the attacker finds out."""
 
     scores: Scores
     two_sided: bool
@@ -48,6 +49,7 @@ def trials_of(
 
     A patient's score is the largest over their images. Who is scored is drawn without looking at anybody's score.
     """
+    side = sides(scene, attack.scores, generator) if attack.two_sided else {}
     pairs: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
     for release, truth in truths.items():
         session = scene.sessions[release.site]
@@ -59,10 +61,10 @@ def trials_of(
         places = np.concatenate(images)
         labels = torch.from_numpy(labels_of(session, places))
         each = attack.scores(scene, release, pictures(session, places), labels)
-        patients = np.maximum.reduceat(each, np.cumsum([0, *map(len, images)])[:-1])
-        *inside, outside = np.split(patients, np.cumsum([len(group) for group in groups])[:-1])
-        for role, scores in zip(truth.roles, inside, strict=True):
-            pairs.setdefault(role, []).append((scores, outside))
+        starts, ends = np.cumsum([0, *map(len, images)])[:-1], np.cumsum([len(group) for group in groups])[:-1]
+        for number, role in enumerate(truth.roles):
+            parts = np.split(np.maximum.reduceat(side.get(role, 1.0) * each, starts), ends)
+            pairs.setdefault(role, []).append((parts[number], parts[-1]))
     return {role: Trials(parts) for role, parts in pairs.items()}
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from client.data.html import png, text, write_private
 from simulations.redteam.figures import Figure
 from simulations.redteam.reconstruction import CANDIDATES, Picture
-from simulations.redteam.table import words
+from simulations.redteam.table import outcome, words
 from simulations.redteam.team import Result, Row
+from simulations.redteam.tricks import Trick
 
 __all__ = ["write_page"]
 
@@ -55,7 +56,7 @@ figcaption.told { color: var(--loud); } details { margin-top: 1rem; font-size: .
 """
 
 
-def write_page(path: Path, title: str, results: Sequence[Result]) -> None:
+def write_page(path: Path, title: str, results: Sequence[Result], tricks: Sequence[Trick]) -> None:
     """Write the page of some results; it needs no network and runs no script.
 
     Raises
@@ -63,10 +64,10 @@ def write_page(path: Path, title: str, results: Sequence[Result]) -> None:
     DataError
         It cannot be written there.
     """
-    write_private(path, "".join(_page(title, results)))
+    write_private(path, "".join(_page(title, results, tricks)))
 
 
-def _page(title: str, results: Sequence[Result]) -> Iterator[str]:
+def _page(title: str, results: Sequence[Result], tricks: Sequence[Trick]) -> Iterator[str]:
     yield f"{_HEAD}<body><h1>What a curious coordinator learns</h1>\n<p class='note'>{text(title)}</p>\n"
     yield from _verdict(results)
     yield (
@@ -77,6 +78,7 @@ def _page(title: str, results: Sequence[Result]) -> Iterator[str]:
     yield from _summary(results)
     for setting in dict.fromkeys(result.setting for result in results):
         yield from _setting([result for result in results if result.setting == setting])
+    yield from _tricks(tricks)
     yield (
         "<h2>How to read this</h2><p>AUC is the chance that the attack gives a patient who was there a higher score "
         "than one who was not: one half is a coin. The black line in a bar joins its one-sided 95&nbsp;% limits, which "
@@ -165,6 +167,16 @@ def _setting(results: Sequence[Result]) -> Iterator[str]:
             yield f"<tr><td>{result.defence}</td><td>{text(row.attack)}</td><td>{text(row.target)}</td>"
             yield f"<td>{figures}</td></tr>\n"
     yield "</tbody></table></details></section>\n"
+
+
+def _tricks(tricks: Sequence[Trick]) -> Iterator[str]:
+    yield "<section><h2>A malicious coordinator</h2>\n<p>These messages went to the real client of a virtual hospital. "
+    yield "What no honest coordinator sends is refused before any of the site&rsquo;s data are opened.</p>\n<table>"
+    yield "<thead><tr><th>it sends</th><th>answer</th></tr></thead><tbody>\n"
+    for trick in tricks:
+        told = "" if trick.refused else " class='told'"
+        yield f"<tr><td>{text(trick.name)}</td><td{told}>{text(outcome(trick))}</td></tr>\n"
+    yield "</tbody></table></section>\n"
 
 
 def _ranks(result: Result) -> str:

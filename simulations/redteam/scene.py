@@ -23,7 +23,7 @@ from common.study import Study
 from simulations.engines.inprocess import run_in_process
 from simulations.prepare import prepare
 
-__all__ = ["Release", "Scene", "record"]
+__all__ = ["Release", "Scene", "copies", "record"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +97,9 @@ def record(study: Study) -> Scene:
     RoundError
         No site answered.
     """
-    originals = [site.folder for site in prepare(study)]
     recorder = _Recorder()
-    with _a_home_of_its_own():
-        for number, folder in enumerate(originals):
-            shutil.copytree(folder, virtual_site(study, number), ignore=shutil.ignore_patterns("ledger*", "*.log"))
-        with redirect_stdout(StringIO()):  # a line a round
-            run_in_process(study, client=recorder)
+    with copies(study), redirect_stdout(StringIO()):  # a line a round
+        run_in_process(study, client=recorder)
     config = study.run_config()
     sessions = tuple(open_session(config, {"partition-id": site}) for site in range(study.data.sites))
     example = flatten(sessions[0].theta).numpy()
@@ -124,6 +120,17 @@ def record(study: Study) -> Scene:
     if not releases:
         raise RoundError("no site answered a single round: there is nothing to attack")
     return Scene(study, tuple(sorted(releases, key=lambda r: (r.round, r.site))), sessions)
+
+
+@contextmanager
+def copies(study: Study) -> Iterator[None]:
+    """Let a study's virtual sites be copies, without what the originals have spent and were shown."""
+    originals = [site.folder for site in prepare(study)]
+    with _a_home_of_its_own():
+        for number, folder in enumerate(originals):
+            books = shutil.ignore_patterns("ledger*", "*.log", "thetas")
+            shutil.copytree(folder, virtual_site(study, number), ignore=books)
+        yield
 
 
 @contextmanager

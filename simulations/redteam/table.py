@@ -1,14 +1,17 @@
 """The red team's results as a table for people and as a tree for programs."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from rich.table import Table
 
+from common.errors import explain
 from simulations.redteam.figures import Figure
 from simulations.redteam.team import Result
+from simulations.redteam.tricks import Trick
 
-__all__ = ["as_tree", "table", "words"]
+__all__ = ["as_tree", "outcome", "table", "tricks_table", "words"]
 
 
 def table(results: list[Result]) -> Table:
@@ -27,6 +30,23 @@ def table(results: list[Result]) -> Table:
             figures = "\n".join(f"{figure.name} {words(figure)}" for figure in row.figures)
             out.add_row("", "", row.attack, row.target, figures, end_section=row is result.rows[-1])
     return out
+
+
+def tricks_table(tricks: Sequence[Trick]) -> Table:
+    """Return a line for every trick of a malicious coordinator: what came back."""
+    out = Table(title="What a malicious coordinator is answered, before any data are opened")
+    for name in ("it sends", "answer"):
+        out.add_column(name)
+    for trick in tricks:
+        out.add_row(trick.name, outcome(trick))
+    return out
+
+
+def outcome(trick: Trick) -> str:
+    """Return what came back in words."""
+    if not trick.code:
+        return "answered" if trick.refused else "ANSWERED"
+    return f"{'refused' if trick.refused else 'REFUSED OTHERWISE'}: code {trick.code}, {explain(trick.code)}"
 
 
 def words(figure: Figure) -> str:

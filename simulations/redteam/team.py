@@ -124,11 +124,11 @@ def attack_run(scene: Scene, setting: str, defence: str) -> Result:
     rows = []
     for name, attack in ATTACKS.items():
         for role, trials in trials_of(scene, truths, attack, np.random.default_rng(_SEED)).items():
-            if figures := rates(trials, bound, two_sided=attack.two_sided):
+            if figures := rates(trials, bound):
                 rows.append(Row(name, role, tuple(figures)))
     made = reconstruct(scene, truths, bound, np.random.default_rng(_SEED))
     rows += [Row(m.attack, role, figures) for m in made for role, figures in m.figures.items()]
-    if figures := rates(label_trials(scene, truths), None, two_sided=False):
+    if figures := rates(label_trials(scene, truths), None):
         rows.append(Row("label leakage", "classes there more often", tuple(figures[:1])))
     both = study.algorithm.name == "maml"
     ranks = np.array([rank(scene, release) for release in truths])

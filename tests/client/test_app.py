@@ -115,11 +115,14 @@ def test_training_episodes_may_have_more_ways_than_test_episodes(
 
 
 def test_training_starts_at_the_theta_that_was_sent(study: Study, sites: list[Site]) -> None:
-    instruction, theta = instruct(study, "train")
+    instruction, theta = instruct(study, "train", number=2)
     assert theta is not None
-    moved = (theta + np.float32(0.1) * np.sin(np.arange(theta.size, dtype=np.float32))).astype(np.float32)
-    asked = replace(instruction, theta=_digest(study, moved))
-    answers = [ask(study, 0, *question) for question in ((instruction, theta), (asked, moved))]
+    step = np.float32(study.outer.rate) * np.sin(np.arange(theta.size, dtype=np.float32))
+    moved = (theta + step).astype(np.float32)
+    answers = []
+    for sent in (theta, moved):
+        assert ask(study, 0, *instruct(study, "join")).has_content()  # another run: a round has one theta in a run
+        answers.append(ask(study, 0, replace(instruction, theta=_digest(study, sent)), sent))
     one, two = (answer.content.array_records["meta_gradient"]["meta_gradient"].data for answer in answers)
     assert one != two
 

@@ -55,7 +55,7 @@ def images(hospital: Path) -> int:
     return len(list(hospital.glob("dicom/**/*.dcm")))
 
 
-@pytest.mark.parametrize("command", ["index", "stats", "verify", "evict", "adapt", "predict", "worklist"])
+@pytest.mark.parametrize("command", ["index", "stats", "verify", "evict", "adapt", "predict", "worklist", "thetas"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0

@@ -113,3 +113,12 @@ def test_what_may_not_leave_is_not_previewed_as_if_it_could(study: Study, folder
 def test_help_has_an_example() -> None:
     result = CliRunner().invoke(app, ["preview", "--help"])
     assert "Example: wardround-site preview" in " ".join(result.stdout.split())
+
+
+def test_a_preview_in_the_middle_of_a_run_is_not_taken_for_a_replay(study: Study, folder: Path, tmp_path: Path) -> None:
+    plan = tiny_study({"study.id": "previewed"})
+    for number in (2, 1, 2):
+        if number == 1:
+            assert json.loads(call(plan, tmp_path, folder, "--json"))["answer"] == "train"
+        else:
+            assert ask(plan, 1, *instruct(plan, "train", number=number)).has_content()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,11 +24,12 @@ from hypothesis import strategies as st
 from client.answers import answer
 from client.app import app
 from client.data.store import Site
+from client.gateway.approvals import decide, note_study
 from client.worker.call import hand_over
-from client.worker.serve import serving
+from client.worker.serve import serve, serving
 from client.worker.wire import pack_answer, pack_question, unpack_answer, unpack_question
 from common.contract import Kind, pack_instruction
-from common.errors import ContractError, NotPreparedError, WardroundError
+from common.errors import ApprovalError, ContractError, NotPreparedError, WardroundError
 from common.study import Study
 from simulations.engines.inprocess import transmit
 from tests.client.hospitals import instruct, objects, prepared, tiny_study, wire_bytes
@@ -110,6 +112,36 @@ def test_without_a_worker_a_code_leaves_and_the_next_message_is_answered_when_th
         with working(socket):
             assert asked(study, "join", node).has_content()
         incident(asked(study, "join", node))
+
+
+def test_a_worker_looks_up_what_the_site_has_approved(
+    study: Study, sites: list[Site], socket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Callable[..., Any]] = []
+
+    def listen(_socket: Path, answer: Callable[..., Any], hung: object) -> None:
+        answers.append(answer)
+        raise InterruptedError  # instead of serving
+
+    monkeypatch.setattr("client.worker.serve.serving", listen)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+    def asked_of(approvals: Path | None) -> RecordDict | Error:
+        with pytest.raises(InterruptedError):
+            serve(sites[0].folder, socket, approvals)
+        found: RecordDict | Error = answers[-1]("join", pack_instruction(*instruct(study, "join")), study.run_config())
+        return found
+
+    assert isinstance(asked_of(None), RecordDict)  # a site without a gateway
+    (tmp_path / "site").mkdir()
+    refused = asked_of(tmp_path / "site")  # a gateway that was never asked
+    assert isinstance(refused, Error)
+    assert refused.code == ApprovalError.code
+    now = datetime.now(UTC)
+    decide(tmp_path / "site", note_study(tmp_path / "site", study, now), "approved", now)
+    assert isinstance(asked_of(tmp_path / "site"), RecordDict)
+    with pytest.raises(NotPreparedError, match="approvals"):
+        serve(sites[0].folder, socket, tmp_path / "mistyped")
 
 
 def test_a_worker_that_is_just_starting_is_waited_for(study: Study, sites: list[Site], socket: Path) -> None:

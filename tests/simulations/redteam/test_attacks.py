@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from common.meta import Batch, Episodes, unflatten
 from common.privacy import mechanism
+from simulations.redteam.cosine import cosine_scores
 from simulations.redteam.labels import class_shares
 from simulations.redteam.membership import ATTACKS, pictures
 from simulations.redteam.oracle import labels_of, offered, unseen
+from simulations.redteam.shadow import sides
 from simulations.redteam.team import Result, attack_run
 from tests.simulations.redteam.scenes import tiny_scene
 
@@ -31,10 +33,16 @@ def test_a_linear_layer_gives_away_the_membership_of_every_image_it_saw(order: s
     assert all(figure.bound is None for row in result.rows for figure in row.figures)
 
 
-def test_the_rows_of_convolutions_are_full_and_say_nothing() -> None:
-    result = attack_run(tiny_scene("conv4, second order", "none", rounds=2), "conv4, second order", "none")
+def test_the_rows_of_convolutions_are_full_and_say_nothing_but_angles_do() -> None:
+    scene = tiny_scene("conv4, second order", "none", rounds=2)
+    result = attack_run(scene, "conv4, second order", "none")
     assert result.ranks.equal == 0
     assert 0.2 < figures(result, "span")["query"]["AUC"] < 0.8
+    assert figures(result, "gradient cosine")["query"]["AUC"] > 0.6
+    # Which side means "member" is learned from images of the attacker's own.
+    for sign in (1.0, -1.0):
+        learned = sides(scene, lambda *seen, sign=sign: sign * cosine_scores(*seen), np.random.default_rng(0))
+        assert learned["query"] == sign
 
 
 @pytest.mark.parametrize("defence", ["episode-clip", "patient-clip"])

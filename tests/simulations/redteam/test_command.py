@@ -28,11 +28,14 @@ def test_a_page_shows_originals_beside_reconstructions(tmp_path: Path) -> None:
     assert code == 0, everything
     assert "ratio inversion" in out
     assert "equal in 15 of 15" in out
+    assert out.count("refused: code 115") == 3
+    assert out.count("refused: code 102") == 9
     html = page.read_text()
     assert html.count("<img alt='original'") == html.count("<img alt='reconstruction'") == 8
     assert "http" not in html.replace("http-equiv", "")
     assert "<script" not in html
     assert "No run here has a guarantee" in html
+    assert html.count("refused: code") == 12
 
 
 def test_a_broken_guarantee_has_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,8 +45,10 @@ def test_a_broken_guarantee_has_exit_code_1(tmp_path: Path, monkeypatch: pytest.
     code, out, everything = run(tmp_path, *arguments, "--json", "--page", str(page))
     assert code == 1
     assert "above its bound" in everything
-    (result,) = json.loads(out[: out.rindex("]") + 1])
+    found = json.loads(out[: out.rindex("}") + 1])
+    (result,) = found["results"]
     assert result["broken"]
+    assert all(trick["code"] == trick["wanted"] for trick in found["tricks"])
     assert "The guarantee does not hold" in page.read_text()
 
 
