@@ -9,9 +9,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from server.consortium.issue import SITE_DAYS, issue_site
 from server.consortium.up import nginx
 from simulations.engines.control import APP, Control, free_ports, running, until
 
-__all__ = ["Localnet", "letters", "localnet", "place"]
+__all__ = ["Hosts", "Localnet", "letters", "localnet", "place"]
 
 _START_SECONDS = 90.0
 #: Flower's own pauses between questions, in seconds; a loopback can be asked more often.
@@ -45,6 +45,22 @@ _BRISK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 
 Say = Callable[[str], None]
 Running = AbstractContextManager["subprocess.Popen[bytes]"]
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Where the processes run: all of them on the loopback, or each site on a host of its own.
+
+    Attributes
+    ----------
+    edge : str
+        The address at which sites find the edge.
+    before : mapping of str to sequence of str
+        What goes in front of a site's command, by its name.
+    """
+
+    edge: str = "127.0.0.1"
+    before: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,12 +77,15 @@ class Localnet:
         Folders of the sites, by name: keys, manifest, approvals, audit log.
     sockets : Path
         Folder of the sockets of their workers. A path of a socket is short.
+    hosts : Hosts
+        Where the processes run.
     """
 
     folder: Path
     home: Path
     sites: dict[str, Path]
     sockets: Path
+    hosts: Hosts
 
     def run(self, study: Study, progress: Callable[[dict[str, Any]], None] = lambda _: None) -> Path:
         """Run a study with ``flwr run`` and return its run's folder.
@@ -96,7 +115,9 @@ class Localnet:
 
 
 @contextmanager
-def localnet(folder: Path, study: Study, data: Sequence[Site], say: Say = lambda _: None) -> Iterator[Localnet]:
+def localnet(
+    folder: Path, study: Study, data: Sequence[Site], say: Say = lambda _: None, hosts: Hosts | None = None
+) -> Iterator[Localnet]:
     """Found a consortium for one study, start its processes, and stop them at the end.
 
     Parameters
@@ -109,6 +130,8 @@ def localnet(folder: Path, study: Study, data: Sequence[Site], say: Say = lambda
         Each site's images.
     say : callable
         Gets a line for every step.
+    hosts : Hosts
+        Where the processes run; on the loopback where it is not given.
 
     Raises
     ------
@@ -120,11 +143,12 @@ def localnet(folder: Path, study: Study, data: Sequence[Site], say: Say = lambda
     nginx()  # better known before anything is made
     ports = iter(free_ports(2 + 2 * len(data)))
     say("keys, certificates and a manifest; every site approves the bundle and the study")
-    superlink, listen = (f"127.0.0.1:{next(ports)}" for _ in range(2))
-    sites = _consortium(folder, f"localhost:{listen.split(':')[1]}", study, data)
+    hosts = hosts or Hosts()
+    superlink, listen = f"127.0.0.1:{next(ports)}", f"{hosts.edge}:{next(ports)}"
+    sites = _consortium(folder, listen, study, data)
     with ExitStack() as stack:
         sockets = Path(stack.enter_context(TemporaryDirectory(prefix="wardround-")))  # nobody else's: mode 0700
-        net = Localnet(folder, folder / "coordinator", sites, sockets)
+        net = Localnet(folder, folder / "coordinator", sites, sockets, hosts)
         say("the SuperLink, and the edge in front of it")
         command = ["wardround-study", "up", "--consortium", str(folder / "consortium")]
         command += ["--superlink", superlink, "--listen", listen]
@@ -183,8 +207,8 @@ def place(keep: Path | None) -> Iterator[Path]:
 
 def _up(net: Localnet, name: str, command: str, *arguments: str, **more: str) -> Running:
     """Return one of the two commands, not started yet."""
-    environment = flower_environment(NO_PROXY="localhost,127.0.0.1", **_BRISK, **more)
-    return running(net.folder / f"{name}.log", environment, tool(command), *arguments)
+    environment = flower_environment(NO_PROXY=f"localhost,127.0.0.1,{net.hosts.edge}", **_BRISK, **more)
+    return running(net.folder / f"{name}.log", environment, *net.hosts.before.get(name, ()), tool(command), *arguments)
 
 
 def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:

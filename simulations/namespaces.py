@@ -31,14 +31,20 @@ shift
 mount --move /dev/shm/tmp /tmp && rmdir /dev/shm/tmp && cd / && exec "$@"
 """
 
-_PROBE = "ip netns add wr-$$; ip netns delete wr-$$; ip link add probe0 type veth peer name probe1"
+_PROBE = "mount -t tmpfs tmpfs /run; ip netns add probe; ip link add probe0 type veth peer name probe1 netns probe"
 
 
-def impossible() -> str:
-    """Return why no namespace can be made here; empty where one can."""
+def impossible(*rights: str) -> str:
+    """Return why no namespace can be made here; empty where one can.
+
+    Parameters
+    ----------
+    rights : str
+        Options of unshare's, where more rights are to be had by them.
+    """
     try:
         done = subprocess.run(
-            ["unshare", "--net", "--mount", "sh", "-ec", _PROBE],
+            ["unshare", *rights, "--net", "--mount", "sh", "-ec", _PROBE],
             capture_output=True, text=True, timeout=20, check=False,
         )  # fmt: skip
     except FileNotFoundError as error:
