@@ -9,9 +9,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from server.consortium.issue import SITE_DAYS, issue_site
 from server.consortium.up import nginx
 from simulations.engines.control import APP, Control, free_ports, running, until
 
-__all__ = ["Localnet", "letters", "localnet", "place"]
+__all__ = ["Hosts", "Localnet", "letters", "localnet", "place"]
 
 _START_SECONDS = 90.0
 #: Flower's own pauses between questions, in seconds; a loopback can be asked more often.
@@ -45,6 +45,22 @@ _BRISK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 
 Say = Callable[[str], None]
 Running = AbstractContextManager["subprocess.Popen[bytes]"]
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Where the processes run: all of them on the loopback, or each site on a host of its own.
+
+    Attributes
+    ----------
+    edge : str
+        The address at which sites find the edge.
+    before : mapping of str to sequence of str
+        What goes in front of a site's command, by its name.
+    """
+
+    edge: str = "127.0.0.1"
+    before: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,12 +77,15 @@ class Localnet:
         Folders of the sites, by name: keys, manifest, approvals, audit log.
     sockets : Path
         Folder of the sockets of their workers. A path of a socket is short.
+    hosts : Hosts
+        Where the processes run.
     """
 
     folder: Path
     home: Path
     sites: dict[str, Path]
     sockets: Path
+    hosts: Hosts
 
     def run(self, study: Study, progress: Callable[[dict[str, Any]], None] = lambda _: None) -> Path:
         """Run a study with ``flwr run`` and return its run's folder.
@@ -96,7 +115,9 @@ class Localnet:
 
 
 @contextmanager
-def localnet(folder: Path, study: Study, data: Sequence[Site], say: Say = lambda _: None) -> Iterator[Localnet]:
+def localnet(
+    folder: Path, study: Study, data: Sequence[Site], say: Say = lambda _: None, hosts: Hosts | None = None
+) -> Iterator[Localnet]:
     """Found a consortium for one study, start its processes, and stop them at the end.
 
     Parameters
@@ -109,6 +130,8 @@ def localnet(folder: Path, study: Study, data: Sequence[Site], say: Say = lambda
         Each site's images.
     say : callable
         Gets a line for every step.
+    hosts : Hosts
+        Where the processes run; on the loopback where it is not given.
 
     Raises
     ------
@@ -119,18 +142,18 @@ def localnet(folder: Path, study: Study, data: Sequence[Site], say: Say = lambda
     """
     nginx()  # better known before anything is made
     ports = iter(free_ports(2 + 2 * len(data)))
-    superlink, listen = (f"127.0.0.1:{next(ports)}" for _ in range(2))
-    address = f"localhost:{listen.split(':')[1]}"
-    authority = found(folder / "consortium", "localnet", address, study.sites.quorum, _now())
+    hosts = hosts or Hosts()
+    superlink, listen = f"127.0.0.1:{next(ports)}", f"{hosts.edge}:{next(ports)}"
+    authority = found(folder / "consortium", "localnet", listen, study.sites.quorum, _now())
     with ExitStack() as stack:
         sockets = Path(stack.enter_context(TemporaryDirectory(prefix="wardround-")))  # nobody else's: mode 0700
         home = folder / "coordinator"
         say("the SuperLink, and the edge in front of it")
         command = ["wardround-study", "up", "--consortium", str(authority.folder)]
         command += ["--superlink", superlink, "--listen", listen]
-        stack.enter_context(_up(folder, "coordinator", *command, WARDROUND_HOME=str(home)))
+        stack.enter_context(_up(hosts, folder, "coordinator", *command, WARDROUND_HOME=str(home)))
         say("keys, certificates and a manifest; every site approves the bundle and the study")
-        net = Localnet(folder, home, _consortium(authority, folder, study, data), sockets)
+        net = Localnet(folder, home, _consortium(authority, folder, study, data), sockets, hosts)
         known = f"superlink registered: manifest epoch {authority.manifest().epoch},"
         until(partial(net.says, "coordinator", known), _START_SECONDS, partial(net.log, "coordinator"))
         say("a gateway, a worker and a node at every site")
@@ -138,7 +161,7 @@ def localnet(folder: Path, study: Study, data: Sequence[Site], say: Say = lambda
         for (name, site), images in zip(net.sites.items(), data, strict=True):
             command = ["wardround-site", "up", "--site", str(site), "--images", str(images.folder)]
             command += ["--socket", str(sockets / name), "--listen", f"127.0.0.1:{next(ports)}"]
-            started.append(stack.enter_context(_up(folder, name, *command, "--node-port", str(next(ports)))))
+            started.append(stack.enter_context(_up(hosts, folder, name, *command, "--node-port", str(next(ports)))))
         stack.callback(_end, started)
         for name in net.sites:
             until(partial(net.says, name, "the node is number"), _START_SECONDS, partial(net.log, name))
@@ -183,10 +206,10 @@ def place(keep: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def _up(folder: Path, name: str, command: str, *arguments: str, **more: str) -> Running:
+def _up(hosts: Hosts, folder: Path, name: str, command: str, *arguments: str, **more: str) -> Running:
     """Return one of the two commands, not started yet."""
-    environment = flower_environment(NO_PROXY="localhost,127.0.0.1", **_BRISK, **more)
-    return running(folder / f"{name}.log", environment, tool(command), *arguments)
+    environment = flower_environment(NO_PROXY=f"localhost,127.0.0.1,{hosts.edge}", **_BRISK, **more)
+    return running(folder / f"{name}.log", environment, *hosts.before.get(name, ()), tool(command), *arguments)
 
 
 def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:

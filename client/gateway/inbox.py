@@ -28,7 +28,7 @@ from common.study import Study
 
 __all__ = ["Inbox", "Run"]
 
-#: How long a call is tried again while the edge is away.
+#: How long a call is tried again while the edge is away, and an object while it is not there yet.
 _TRY_SECONDS = 60.0
 
 _RUNS = 64
@@ -140,11 +140,8 @@ class Inbox:
         left = 8 * size + _BESIDE
         for name in names(tree):
             want = message_pb2.PullObjectRequest(node=Node(node_id=node), run_id=number, object_id=name)
-            found = await self._until_answered(upstream, want, message_pb2.PullObjectResponse)
-            if not found.object_available:
-                raise ContractError("an object of the message is not there", "object")
-            objects[name] = found.object_content
-            left -= len(found.object_content)
+            objects[name] = await self._object(upstream, want)
+            left -= len(objects[name])
             if left < 0:
                 raise ContractError("the message has more bytes than any of its study", "size")
         await self._until_answered(upstream, received, message_pb2.ConfirmMessageReceivedResponse)
@@ -155,6 +152,18 @@ class Inbox:
             )
             self._admitted.add(number)
         return Handed(proto, tree, asked, study, run.bundle, objects)
+
+    async def _object(self, upstream: Upstream, want: message_pb2.PullObjectRequest) -> bytes:
+        """Return an object's bytes. A SuperLink shows a message while its coordinator still hands over the objects."""
+        until, pause = time.monotonic() + _TRY_SECONDS, 0.1
+        while True:
+            found = await self._until_answered(upstream, want, message_pb2.PullObjectResponse)
+            if found.object_available:
+                return found.object_content
+            if not found.object_found or time.monotonic() + pause > until:
+                raise ContractError("an object of the message is not there", "object")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 2.0)
 
     async def _until_answered(self, upstream: Upstream, request: Proto, kind: type[Found]) -> Found:
         until, pause = time.monotonic() + _TRY_SECONDS, 0.25

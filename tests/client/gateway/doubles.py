@@ -36,7 +36,7 @@ from server.consortium import members
 from tests.client.hospitals import enter_run
 from tests.server.consortium.founded import NOW, World, new_world
 
-__all__ = ["RUN", "STUDY", "D", "Link", "NodeDouble", "Setup", "bundle", "honest", "question", "set_up"]
+__all__ = ["RUN", "STUDY", "D", "Link", "NodeDouble", "Setup", "bundle", "honest", "project", "question", "set_up"]
 
 D = 50
 RUN = 7
@@ -46,15 +46,19 @@ TYPES = {"join": "query.join", "train": "train", "evaluate": "evaluate"}
 Found = TypeVar("Found", bound=Proto)
 
 
+def project(study: Study = STUDY, clientapp: str = "client.app:app") -> bytes:
+    """Return a bundle's ``pyproject.toml``."""
+    config = re.sub(r"^\[", "[tool.flwr.app.config.", study.toml(), flags=re.MULTILINE)
+    return (
+        '[project]\nname = "x"\nversion = "1"\n[tool.flwr.app]\npublisher = "p"\n[tool.flwr.app.components]\n'
+        f'serverapp = "server.app:app"\nclientapp = "{clientapp}"\n'
+        f'[tool.flwr.app.config]\nresume = ""\ntrack = ""\n{config}'
+    ).encode()
+
+
 def bundle(study: Study = STUDY, **more: bytes) -> bytes:
     """Return a bundle as Flower makes it; ``more`` are files beside ``client/app.py``."""
-    config = re.sub(r"^\[", "[tool.flwr.app.config.", study.toml(), flags=re.MULTILINE)
-    text = (
-        '[project]\nname = "x"\nversion = "1"\n[tool.flwr.app]\npublisher = "p"\n[tool.flwr.app.components]\n'
-        'serverapp = "server.app:app"\nclientapp = "client.app:app"\n'
-        f'[tool.flwr.app.config]\nresume = ""\ntrack = ""\n{config}'
-    )
-    files = {"pyproject.toml": text.encode(), "client/app.py": b"print('hello')\n"}
+    files = {"pyproject.toml": project(study), "client/app.py": b"print('hello')\n"}
     files |= {name.replace("__", "/"): data for name, data in more.items()}
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
@@ -87,6 +91,7 @@ class Link:
     arrived: dict[str, bytes] = field(default_factory=dict)
     roots: list[str] = field(default_factory=list)
     away: int = 0
+    late: int = 0  # so often an object is not there yet
     forgetful: bool = False  # like a SuperLink that keeps its state in a file
     override: Mapping[str, Any] = field(default_factory=dict)
 
@@ -147,6 +152,9 @@ class Link:
                 fab = fab_pb2.Fab(hash_str=request.hash_str, content=self.fab)
                 return fab_pb2.GetFabResponse(fab=fab)
             case message_pb2.PullObjectRequest():
+                if self.late:
+                    self.late -= 1
+                    return message_pb2.PullObjectResponse(object_found=True)
                 content = self.objects.get(request.object_id, b"")
                 found = bool(content)
                 return message_pb2.PullObjectResponse(

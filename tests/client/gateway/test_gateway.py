@@ -84,6 +84,22 @@ def test_an_honest_answer_arrives_as_it_was_and_is_in_the_log(here: Setup, kind:
     assert (sent.norm > 0) == (kind == "train")
 
 
+def test_a_message_whose_objects_the_coordinator_still_hands_over_is_waited_for_and_one_that_lacks_them_is_not(
+    here: Setup,
+) -> None:
+    async def story(_: Gateway, node: NodeDouble) -> None:
+        here.link.late = 2
+        here.link.ask(question())
+        assert (message := await node.take()) is not None
+        assert await node.send(honest(message))
+        lacking = here.link.ask(question(number=2))
+        del here.link.objects[lacking.object_id]
+        assert await node.take() is None
+        await until(lambda: len(here.link.answers()) == 2)
+
+    assert ("refused", "message", "object") in outcomes(run(here, story))
+
+
 def test_a_bundle_that_nobody_approved_does_not_reach_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = set_up(tmp_path, monkeypatch, approved=False)
 
