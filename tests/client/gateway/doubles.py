@@ -63,12 +63,12 @@ def bundle(study: Study = STUDY, **more: bytes) -> bytes:
     return out.getvalue()
 
 
-def question(kind: Any = "train", number: int = 1, study: Study = STUDY) -> Message:
+def question(kind: Any = "train", number: int = 1, study: Study = STUDY, node: int = NODE) -> Message:
     """Return a message as the coordinator's SuperLink keeps it."""
     enter_run()
     theta = None if kind == "join" else np.linspace(-1, 1, D, dtype=np.float32)
     instruction = Instruction(kind, study.digest, number, 1, "a" * 64)
-    message = Message(pack_instruction(instruction, theta), NODE, TYPES[kind], group_id=str(number))
+    message = Message(pack_instruction(instruction, theta), node, TYPES[kind], group_id=str(number))
     message.metadata.__dict__["_run_id"] = RUN
     message.metadata.__dict__["_message_id"] = message.object_id
     return message
@@ -86,7 +86,11 @@ class Link:
     calls: list[str] = field(default_factory=list)
     arrived: dict[str, bytes] = field(default_factory=dict)
     roots: list[str] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
+    slow: dict[str, int] = field(default_factory=dict)  # objects that the ServerApp is still sending, once
     away: int = 0
+    refuses: bool = False  # as the edge does with a certificate that is not in the manifest
+    number: int = NODE
     forgetful: bool = False  # like a SuperLink that keeps its state in a file
     override: Mapping[str, Any] = field(default_factory=dict)
 
@@ -105,13 +109,19 @@ class Link:
                 found.append(answer)
         return found
 
-    async def call(self, request: Proto, response: type[Found]) -> Found:
+    async def call(self, request: Proto, response: type[Found], head: str = "") -> Found:
+        if head:
+            self.heads.append(head)
         name = next(name for name, call in CALLS.items() if call.request is type(request))
         if self.paused():
             raise FleetError("nothing leaves this site")
         if self.away:
             self.away -= 1
             raise FleetError("the edge cannot be reached")
+        if self.refuses:
+            raise FleetError("this certificate is not in the manifest", 403)
+        if getattr(request, "node", Node(node_id=self.number)).node_id != self.number:
+            raise FleetError("the SuperLink does not know this site's node", stranger=True)
         self.calls.append(name)
         answer = self._answer(request)
         assert isinstance(answer, response)
@@ -123,7 +133,7 @@ class Link:
     def _answer(self, request: Any) -> Proto:  # noqa: PLR0911, PLR0912 (one for each call)
         match request:
             case fleet_pb2.ActivateNodeRequest():
-                return fleet_pb2.ActivateNodeResponse(node_id=NODE)
+                return fleet_pb2.ActivateNodeResponse(node_id=self.number)
             case fleet_pb2.DeactivateNodeRequest():
                 return fleet_pb2.DeactivateNodeResponse()
             case heartbeat_pb2.SendNodeHeartbeatRequest():
@@ -147,10 +157,12 @@ class Link:
                 fab = fab_pb2.Fab(hash_str=request.hash_str, content=self.fab)
                 return fab_pb2.GetFabResponse(fab=fab)
             case message_pb2.PullObjectRequest():
-                content = self.objects.get(request.object_id, b"")
-                found = bool(content)
+                content = self.objects.get(request.object_id)
+                there = content is not None and self.slow.pop(request.object_id, 0) == 0
                 return message_pb2.PullObjectResponse(
-                    object_found=found, object_available=found, object_content=content
+                    object_found=content is not None,
+                    object_available=there,
+                    object_content=content if there else b"",
                 )
             case message_pb2.ConfirmMessageReceivedRequest():
                 return message_pb2.ConfirmMessageReceivedResponse()
@@ -179,7 +191,8 @@ class NodeDouble:
 
     async def begin(self) -> None:
         await self.call("register-node", public_key=b"anything")
-        await self.call("activate-node", public_key=b"anything", heartbeat_interval=123.0)
+        found = await self.call("activate-node", public_key=b"anything", heartbeat_interval=123.0)
+        self.node = Node(node_id=found.node_id)
 
     async def take(self) -> Message | None:
         """Return the next message as the ClientApp gets it; None where there is none."""
@@ -189,7 +202,8 @@ class NodeDouble:
         told = message_from_proto(found.messages_list[0])
         objects = {}
         for tree in iterate_object_tree(found.message_object_trees[0]):
-            got = await self.call("pull-object", node=self.node, run_id=RUN, object_id=tree.object_id)
+            run = told.metadata.run_id
+            got = await self.call("pull-object", node=self.node, run_id=run, object_id=tree.object_id)
             assert got.object_available
             objects[tree.object_id] = got.object_content
         message_id = told.metadata.message_id
