@@ -175,6 +175,7 @@ async def push(upstream: Upstream, node: int, passed: Passed, head: Head) -> Non
     proto, tree = as_flower_sends(passed)
     first = fleet_pb2.PushMessagesRequest(node=Node(node_id=node), messages_list=[proto], message_object_trees=[tree])
     found = await upstream.call(first, fleet_pb2.PushMessagesResponse, str(head))
+    kept = True
     for name in found.objects_to_push:
         if name not in passed.objects:
             raise FleetError("the coordinator asks for an object that is not in the answer", 403)
@@ -185,6 +186,8 @@ async def push(upstream: Upstream, node: int, passed: Passed, head: Head) -> Non
             object_content=passed.objects[name],
             session_id=found.session_id,
         )
-        # Not the whole answer again: once the coordinator has looked for it, it could not be announced a second time.
-        if not (await insist(upstream, request, message_pb2.PushObjectResponse)).stored:
-            raise FleetError("the SuperLink did not keep an object: the answer is sent again")
+        # Each by itself: once the coordinator has looked for the answer, it cannot be announced a second time. One that
+        # comes again, because the word that it came was lost, is not kept a second time, and the others must follow.
+        kept &= (await insist(upstream, request, message_pb2.PushObjectResponse)).stored
+    if not kept:
+        raise FleetError("the SuperLink did not keep an object: the answer is sent again")

@@ -91,6 +91,7 @@ class Link:
     away: int = 0
     refuses: bool = False  # as the edge does with a certificate that is not in the manifest
     number: int = NODE
+    deaf: int = 0  # to the words that so many objects came
     forgetful: bool = False  # like a SuperLink that keeps its state in a file
     override: Mapping[str, Any] = field(default_factory=dict)
 
@@ -125,6 +126,9 @@ class Link:
         self.calls.append(name)
         answer = self._answer(request)
         assert isinstance(answer, response)
+        if self.deaf and name == "push-object":
+            self.deaf -= 1
+            raise FleetError("the line broke")
         return answer
 
     async def close(self) -> None:
@@ -170,11 +174,14 @@ class Link:
                 (tree,), (proto,) = request.message_object_trees, request.messages_list
                 assert not proto.content.items
                 missing = {one.object_id for one in iterate_object_tree(tree)} - set(self.arrived)
+                if tree.object_id in self.roots:  # the coordinator has looked for it: it cannot be announced again
+                    missing = set()
                 self.roots += [] if tree.object_id in self.roots else [tree.object_id]
                 return fleet_pb2.PushMessagesResponse(objects_to_push=missing, session_id="s")
             case message_pb2.PushObjectRequest():
+                stored = request.object_id not in self.arrived
                 self.arrived[request.object_id] = request.object_content
-                return message_pb2.PushObjectResponse(stored=True)
+                return message_pb2.PushObjectResponse(stored=stored)
         raise AssertionError(request)
 
 

@@ -434,6 +434,18 @@ def test_while_the_edge_is_away_an_answer_waits_and_is_written_down_once(here: S
     assert outcomes(run(here, story)).count(("sent", "train", "")) == 1
 
 
+def test_an_answer_arrives_whole_though_the_line_breaks_when_a_part_has_come(here: Setup) -> None:
+    async def story(_: Gateway, node: NodeDouble) -> None:
+        here.link.ask(question())
+        message = await node.take()
+        assert message is not None
+        here.link.deaf = 2
+        assert await node.send(honest(message))
+        await until(here.link.answers)
+
+    assert outcomes(run(here, story)).count(("sent", "train", "")) == 1
+
+
 def test_a_disk_that_is_full_lets_nothing_leave(here: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(gateway: Gateway, node: NodeDouble) -> None:
         here.link.ask(question())
