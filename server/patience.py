@@ -19,7 +19,7 @@ _LEAST_SECONDS = 0.5
 #: Between two looks for a part; Flower begins with a whole second.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 0.5
 
-_flowers: Callable[..., dict[str, bytes]] = http_grid.pull_objects
+_flowers: Callable[..., dict[str, bytes]] = http_grid.pull_objects  # type: ignore[attr-defined]
 _until: list[float] = []
 
 
@@ -40,4 +40,4 @@ def _pull_objects(*arguments: Any, **options: Any) -> dict[str, bytes]:
     return _flowers(*arguments, **options)
 
 
-http_grid.pull_objects = _pull_objects
+http_grid.pull_objects = _pull_objects  # type: ignore[attr-defined]

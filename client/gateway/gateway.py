@@ -244,7 +244,7 @@ class Gateway:
         for handed in list(self._handed.values()):
             self._give_up(handed, "node-stopped")
         return await self._upstreams[-1].call(
-            fleet_pb2.DeactivateNodeRequest(node_id=self._node), fleet_pb2.DeactivateNodeResponse
+            fleet_pb2.DeactivateNodeRequest(node_id=self._node or 0), fleet_pb2.DeactivateNodeResponse
         )
 
     async def _heartbeat(self, request: heartbeat_pb2.SendNodeHeartbeatRequest) -> Proto:

@@ -24,6 +24,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID, SubStatus
 from flwr.common.serde import run_from_proto
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
 from flwr.supercore.constant import TaskType
+from flwr.supercore.date import now
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
@@ -91,14 +92,14 @@ def brisk() -> None:
 
 def clock_of(ahead: float) -> None:
     """Let the gateway's clock be ahead of all others, by some seconds."""
-    true = fleet.now
-    fleet.now = lambda: true() + timedelta(seconds=ahead)
+    fleet.now = lambda: now() + timedelta(seconds=ahead)  # type: ignore[attr-defined]
 
 
 def duplicating() -> None:
     """Let everything that leaves arrive twice, and once more when something else leaves."""
     brisk()
-    once, earlier = Upstream._post, []
+    once = Upstream._post
+    earlier: list[tuple[str, bytes, str]] = []
 
     async def again(self: Upstream, name: str, body: bytes, head: str) -> tuple[int, bytes, float]:
         answer = await once(self, name, body, head)

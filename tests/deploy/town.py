@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from threading import Thread
@@ -225,7 +226,7 @@ class Town:
             return getattr(client, name)(request)
 
     def register(self, site: str) -> None:
-        key = joined(self.world.sites[site], NOW).member.node.encode()
+        key = joined(self.world.sites[site], datetime.now(UTC)).member.node.encode()
         self.control("RegisterNode", RegisterNodeRequest(public_key=key, name=site))
 
     def online(self) -> list[str]:

@@ -413,7 +413,8 @@ def test_the_head_that_goes_along_has_the_answers_own_line(here: Setup) -> None:
             message = await node.take()
             assert message is not None
             await node.send(honest(message))
-            await until(lambda number=number: len(here.link.answers()) == number)
+            while len(here.link.answers()) < number:
+                await asyncio.sleep(0.01)
 
     lines = run(here, story)
     heads = [Head.parse(text) for text in here.link.heads]
