@@ -200,13 +200,15 @@ class FleetError(WardroundError):
     ----------
     status : int
         HTTP status that says to a SuperNode what to do: 403 to drop the message, 503 to try again.
+    stranger : bool
+        The SuperLink knows no node with this number and key: it has to be let in anew.
     """
 
     code = 121
 
-    def __init__(self, text: str, status: int = 503) -> None:
+    def __init__(self, text: str, status: int = 503, *, stranger: bool = False) -> None:
         super().__init__(text)
-        self.status = status
+        self.status, self.stranger = status, stranger
 
 
 class ServiceError(WardroundError):
@@ -219,7 +221,7 @@ def explain(code: int) -> str:
     """Return in words what an error code from another process means; Flower's own codes are below 100."""
     kinds: list[type[WardroundError]] = [WardroundError, *WardroundError.__subclasses__()]
     summaries = {kind.code: (kind.__doc__ or "").split(".")[0].lower() for kind in kinds}
-    flower = {5: "the site went away", 8: "the site's process crashed"}
+    flower = {3: "the reply did not arrive whole", 5: "the site went away", 8: "the site's process crashed"}
     return (summaries | flower | {WardroundError.code: "an unexpected error at the site"}).get(
         code, "an error in Flower"
     )

@@ -70,6 +70,7 @@ app.command(epilog="Example: wardround-study withdraw 3f5a...")(consortium.withd
 app.command(epilog="Example: wardround-study sites")(consortium.sites)
 app.command(epilog="Example: wardround-study edge --superlink 127.0.0.1:8000")(consortium.edge)
 app.command(epilog="Example: wardround-study up --listen 0.0.0.0:8443")(up)
+app.command(epilog="Example: wardround-study heads st-mary --to st-mary.heads")(consortium.heads)
 
 
 @app.callback()

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from common.contract import Instruction, Reply, check_reply
 from common.errors import ContractError, explain
+from server.patience import parts_until
 
 __all__ = ["Answer", "Exchange", "Note", "Refusal"]
 
@@ -116,7 +117,7 @@ class Exchange:
             for message_id in list(waiting if late else islice(waiting, _AHEAD)):
                 if message_id not in waiting:
                     continue
-                came |= message_id not in held and self._pull(message_id, instruction, sent, waiting, held)
+                came |= message_id not in held and self._pull(message_id, instruction, sent, waiting, held, until)
                 # In order: what came early waits for its turn, and at the end of time whose turn it is has had it.
                 while waiting and ((first := next(iter(waiting))) in held or (late and first == message_id)):
                     site = waiting.pop(first)
@@ -154,6 +155,7 @@ class Exchange:
         sent: Mapping[str, str],
         waiting: Mapping[str, str],
         held: dict[str, Message | ContractError],
+        until: float,
     ) -> bool:
         """Look for one message's reply; keep it where it answers one that waits. Return whether anything came.
 
@@ -166,7 +168,7 @@ class Exchange:
             )
             return True
         try:
-            with self._transport():
+            with self._transport(), parts_until(until):
                 replies = list(self.grid.pull_messages([message_id]))
         except (httpx.HTTPError, ConnectionError):
             raise  # the coordinator's own Flower is gone, which is no site's fault
@@ -190,7 +192,7 @@ class Exchange:
         """Take replies of earlier messages off Flower, note them and drop them; give up on the old ones."""
         for message_id, asked in list(self._late.items()):
             if message_id in self._late:
-                self._pull(message_id, asked.instruction, {}, {}, {})
+                self._pull(message_id, asked.instruction, {}, {}, {}, 0.0)
             if asked.until < time.monotonic():
                 self._late.pop(message_id, None)
 

@@ -1,11 +1,12 @@
 """Who takes part: sites by name, the nodes that they answer from, and who is asked in a round."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from flwr.proto.node_pb2 import NodeInfo
 
 from common.canonical import canonical_json, sha256_hex
 from common.contract import Instruction, pack_instruction
@@ -83,7 +84,8 @@ class Roster:
     """The sites of a run, from the first join to the end.
 
     A site is known by the name that its key is registered under; a simulated node has none and says which site it is.
-    A site that comes back, also from another node, goes on under its name; one that joins late takes part from the
+    A site that comes back, also from another node, goes on under its name; where a second key was registered under the
+    name, the site has new keys, and the node with the old one is passed over. One that joins late takes part from the
     next attempt on. A node that did not join is asked again two rounds later, then four, up to sixteen, or when it was
     away: its reply may have been lost, or its site made ready.
 
@@ -164,7 +166,7 @@ class Roster:
         RoundError
             At the start, two nodes say that they are the same site.
         """
-        names = {info.node_id: info.name for info in self._exchange.grid.get_nodes()}
+        names = _names(self._exchange.grid.get_nodes())
         for name, site in self._sites.items():
             if site.node is not None and site.node not in names:
                 site.node, site.reason = None, "not connected"
@@ -261,6 +263,15 @@ class Roster:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from an earlier `state`; all sites are away until they join again."""
         self._sites = _in_order({name: SiteState(**known) for name, known in state.items()})
+
+
+def _names(nodes: Iterable[NodeInfo]) -> dict[int, str]:
+    """Return the registered names by node. Of those with one name the last that was registered counts."""
+    infos = list(nodes)
+    last: dict[str, str] = {}
+    for info in infos:
+        last[info.name] = max(last.get(info.name, ""), info.registered_at)
+    return {info.node_id: info.name for info in infos if not info.name or info.registered_at == last[info.name]}
 
 
 def _in_order(sites: Mapping[str, SiteState]) -> dict[str, SiteState]:

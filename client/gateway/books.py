@@ -28,6 +28,11 @@ class Books:
     clock : callable
         The time, in UTC.
 
+    Attributes
+    ----------
+    head : Head
+        The last line that is on the disk.
+
     Raises
     ------
     AuditError, StorageError
@@ -37,6 +42,7 @@ class Books:
     def __init__(self, path: Path, key: Ed25519PrivateKey, daily: int, clock: Callable[[], datetime]) -> None:
         self._path, self._key, self._daily, self._clock = path, key, daily, clock
         self._log: AuditLog | None = AuditLog(path, key, clock())
+        self.head = self._log.head
         self._sent: Counter[tuple[str, str]] = Counter()
         for line in reversed(read_lines(path)[0]):  # what the log says was sent counts on after a restart
             try:
@@ -65,7 +71,7 @@ class Books:
         if self._log is None:
             self._log = AuditLog(self._path, self._key, self._clock())
         try:
-            self._log.append(event, self._clock())
+            self.head = self._log.append(event, self._clock())
         except StorageError:
             self.close()
             raise

@@ -71,13 +71,17 @@ def verify_command(
         Path | None, typer.Option("--export", help="Check this export, without a site's folder.")
     ] = None,
     heads: Heads = None,
+    heads_file: Annotated[
+        Path | None, typer.Option("--heads", help="A file of heads, as `wardround-study heads SITE` writes it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check every line: that none was changed, left out, moved, or made by somebody else.
 
-    That lines were cut from the end shows only against a head that somebody else has kept. Exit code 1: something is
-    wrong, and it says with which line.
+    That lines were cut from the end shows only against a head that somebody else has kept: the coordinator keeps those
+    that came with answers. Exit code 1: something is wrong, and it says with which line.
     """
+    witnessed = [Head.parse(text) for text in [*(heads or []), *_lines(heads_file)]]
     if export_file is not None:
         export = _read(export_file)
         key, lines, torn = load_public_key(export.identity.encode()), [line.encode() for line in export.lines], False
@@ -86,7 +90,7 @@ def verify_command(
         key = identity(folder).public_key()
         lines, torn = read_lines(audit_path(folder))
     head = Head(0, "")
-    for _, head in check(lines, key, [Head.parse(text) for text in heads or []]):  # noqa: B007 (the last one is wanted)
+    for _, head in check(lines, key, witnessed):  # noqa: B007 (the last one is wanted)
         pass
     # The same text as in the manifest and at the other end: who signed.
     who = fingerprint({"identity": public_pem(key).decode()})
@@ -125,6 +129,13 @@ def _read(path: Path) -> _Export:
         raise AuditError(f"{path} cannot be read: {error.strerror}", "missing") from None
     except ValidationError:
         raise AuditError(f"{path} is not an export of an audit log", "format") from None
+
+
+def _lines(path: Path | None) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").split() if path else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise AuditError(f"{path} cannot be read as a file of heads ({type(error).__name__})", "head") from None
 
 
 def _line(entry: Entry) -> str:

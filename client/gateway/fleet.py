@@ -8,8 +8,11 @@ Flower 1.41 and 1.42 have no streams among these calls.
 import asyncio
 import re
 import ssl
+import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple, TypeVar
 
 import httpx
@@ -22,12 +25,13 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from google.protobuf.message import DecodeError, Message
 
+from client.checking.machine import clock
 from client.files import read_secret
 from client.membership import Joined
 from common.consortium.keys import load_node_private
 from common.errors import FleetError
 
-__all__ = ["CALLS", "LARGEST_REQUEST", "Call", "Upstream"]
+__all__ = ["CALLS", "LARGEST_REQUEST", "Call", "Upstream", "insist"]
 
 Response = TypeVar("Response", bound=Message)
 
@@ -59,6 +63,9 @@ CALLS: Mapping[str, Call] = {
 
 _NAMES: Mapping[type[Message], str] = {call.request: name for name, call in CALLS.items()}
 
+#: Says the number and the hash of the audit log's last line.
+HEAD_HEADER = "x-wardround-head"
+
 #: Bytes of a request: as the edge has it, Flower's chunks have 5 MiB.
 LARGEST_REQUEST = 6 * 2**20
 
@@ -71,6 +78,7 @@ _PIECE = 2**16
 _CONNECT_SECONDS = 10.0
 _SILENT_SECONDS = 30.0
 _CALL_SECONDS = 300.0
+_INSIST_SECONDS = 60.0
 
 
 class Upstream:
@@ -111,8 +119,15 @@ class Upstream:
         except (ValueError, ImportError, httpx.InvalidURL):
             raise FleetError("the proxy is not an address such as http://proxy:3128") from None
 
-    async def call(self, request: Message, response: type[Response]) -> Response:
+    async def call(self, request: Message, response: type[Response], head: str = "") -> Response:
         """Make a call.
+
+        Parameters
+        ----------
+        request, response
+            What is sent, and the kind of what comes back.
+        head : str
+            Of the audit log: it goes along in a header, for the edge to keep.
 
         Raises
         ------
@@ -122,7 +137,7 @@ class Upstream:
         name = _NAMES[type(request)]
         try:
             async with asyncio.timeout(_CALL_SECONDS):
-                status, answer = await self._post(name, request.SerializeToString(deterministic=True))
+                status, answer, skew = await self._post(name, request.SerializeToString(deterministic=True), head)
         except TimeoutError:
             raise FleetError(f"{self.member.manifest.edge} took too long to answer {name}") from None
         except httpx.HTTPError as error:
@@ -131,9 +146,7 @@ class Upstream:
                 "what is in the way"
             ) from None
         if status != httpx.codes.OK:
-            said = re.sub(r"[^ -~]", "", answer[:300].decode("ascii", "replace"))
-            again = status != httpx.codes.FORBIDDEN
-            raise FleetError(f"{name} was answered with {status}: {said}", 503 if again else status)
+            raise _refusal(name, status, answer, skew)
         try:
             found: Response = response.FromString(answer)
         except DecodeError:
@@ -141,7 +154,7 @@ class Upstream:
         found.DiscardUnknownFields()
         return found
 
-    async def _post(self, name: str, body: bytes) -> tuple[int, bytes]:
+    async def _post(self, name: str, body: bytes, head: str) -> tuple[int, bytes, float]:
         timestamp = now().isoformat()
         signed = b64encode(sign_message(self._key, timestamp.encode("ascii"))).decode()
         headers = {
@@ -149,6 +162,7 @@ class Upstream:
             "content-length": str(len(body)),
             TIMESTAMP_HEADER: timestamp,
             FLEET_HTTP_SIGNATURE_HEADER: signed,
+            **({HEAD_HEADER: head} if head else {}),
         }
         self._must_be_open()
         url = f"https://{self.member.manifest.edge}/v1/fleet/{name}"
@@ -158,7 +172,10 @@ class Upstream:
                 answer += piece
                 if len(answer) > _LARGEST_ANSWER:
                     raise FleetError(f"the answer to {name} has more than {_LARGEST_ANSWER} bytes", 403)
-            return response.status_code, bytes(answer)
+            skew = 0.0
+            with suppress(KeyError, ValueError, TypeError):
+                skew = (now() - parsedate_to_datetime(response.headers["date"])).total_seconds()
+            return response.status_code, bytes(answer), skew
 
     async def _pieces(self, body: bytes) -> AsyncIterator[bytes]:
         for start in range(0, len(body), _PIECE):
@@ -172,3 +189,38 @@ class Upstream:
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
+
+
+async def insist(upstream: Upstream, request: Message, response: type[Response]) -> Response:
+    """Make a call, and make it again for a while where the edge is away.
+
+    Raises
+    ------
+    FleetError
+        It was refused, or not answered for a minute.
+    """
+    until, pause = time.monotonic() + _INSIST_SECONDS, 0.25
+    while True:
+        try:
+            return await upstream.call(request, response)
+        except FleetError as error:
+            if error.status == httpx.codes.FORBIDDEN or error.stranger or time.monotonic() + pause > until:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 8.0)
+
+
+def _refusal(name: str, status: int, answer: bytes, skew: float) -> FleetError:
+    """Return what to say about an answer that is none, and what the node should do about it."""
+    said = re.sub(r"[^ -~]", "", answer[:300].decode("ascii", "replace"))
+    if status == httpx.codes.UNAUTHORIZED:
+        judged = clock(skew)
+        if judged.state == "fail":
+            return FleetError(f"{judged.text}: {judged.remedy}")
+        return FleetError("the SuperLink does not know this site's node by its number and key", stranger=True)
+    if status == httpx.codes.PRECONDITION_FAILED and name == "activate-node":
+        return FleetError(
+            "the SuperLink does not let this site's node in: the coordinator has yet to register its node key (`flwr "
+            "supernode register`), or takes an earlier process of the node for alive, for a minute"
+        )
+    return FleetError(f"{name} was answered with {status}: {said}", 403 if status == httpx.codes.FORBIDDEN else 503)

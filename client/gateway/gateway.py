@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, ErrorCode
 from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
@@ -38,6 +38,8 @@ from client.membership.store import identity, joined
 from common.errors import EgressError, FleetError, MembershipError, WardroundError
 
 __all__ = ["Gateway", "Settings"]
+
+Found = TypeVar("Found")
 
 #: How long a node that asks for a message waits for the one that is being fetched; Flower asks again every 3 s.
 _PATIENCE_SECONDS = 2.0
@@ -101,6 +103,8 @@ class Gateway:
         books = Books(audit_path(self._site), identity(self._site), settings.daily, _utc)
         self._out = Outbox(books, self._push, lambda: paused(self._site), say)
         self._node = self._known_node()
+        self._told = {self._node}
+        self._entering = asyncio.Lock()
         self._inbox = Inbox(self._site, self._out)
         self._handed: dict[str, Handed] = {}
         self._outgoing: dict[str, Outgoing] = {}
@@ -200,36 +204,72 @@ class Gateway:
             with suppress(FleetError):
                 gone = fleet_pb2.DeactivateNodeRequest(node_id=self._node)
                 await upstream.call(gone, fleet_pb2.DeactivateNodeResponse)
+        node = await self._enter(upstream)
+        self._told = {node}
+        return fleet_pb2.ActivateNodeResponse(node_id=node)
+
+    async def _enter(self, upstream: Upstream) -> int:
+        """Let the node in at the SuperLink, and return its number there."""
         request = fleet_pb2.ActivateNodeRequest(
             public_key=upstream.member.member.node.encode(), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
         )
-        found = await upstream.call(request, fleet_pb2.ActivateNodeResponse)
+        try:
+            found = await upstream.call(request, fleet_pb2.ActivateNodeResponse)
+        except FleetError as error:
+            raise FleetError(str(error)) from None
         self._node = found.node_id
         write_whole(self._site / "gateway" / "node", str(self._node).encode(), 0o600)
         self._say(f"the node is number {self._node} at {upstream.member.manifest.edge}")
-        return found
+        return self._node
+
+    async def _as_node(self, act: Callable[[Upstream, int], Awaitable[Found]]) -> Found:
+        """Do something as this site's node; one that the SuperLink does not know is let in first.
+
+        With new keys a node has a new number, and so it has where the SuperLink's database is a new one. The SuperNode
+        goes on with the number that it was told when it started.
+        """
+        upstream, node = self._refreshed(), self._node or 0
+        try:
+            return await act(upstream, node)
+        except FleetError as error:
+            if not error.stranger:
+                raise
+        async with self._entering:
+            if self._node == node:  # nobody else did it in the meantime
+                await self._enter(upstream)
+        return await act(upstream, self._node or 0)
 
     async def _deactivate(self, request: fleet_pb2.DeactivateNodeRequest) -> Proto:
-        node = self._mine(request.node_id)
+        self._must_be_mine(request.node_id)
         for handed in list(self._handed.values()):
             self._give_up(handed, "node-stopped")
         return await self._upstreams[-1].call(
-            fleet_pb2.DeactivateNodeRequest(node_id=node), fleet_pb2.DeactivateNodeResponse
+            fleet_pb2.DeactivateNodeRequest(node_id=self._node or 0), fleet_pb2.DeactivateNodeResponse
         )
 
     async def _heartbeat(self, request: heartbeat_pb2.SendNodeHeartbeatRequest) -> Proto:
-        node = Node(node_id=self._mine(request.node.node_id))
-        beat = heartbeat_pb2.SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-        return await self._refreshed().call(beat, heartbeat_pb2.SendNodeHeartbeatResponse)
+        self._must_be_mine(request.node.node_id)
+
+        async def beat(upstream: Upstream, node: int) -> heartbeat_pb2.SendNodeHeartbeatResponse:
+            sent = heartbeat_pb2.SendNodeHeartbeatRequest(
+                node=Node(node_id=node), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
+            )
+            return await upstream.call(sent, heartbeat_pb2.SendNodeHeartbeatResponse)
+
+        try:
+            return await self._as_node(beat)
+        except FleetError as error:
+            # After any status but this one the SuperNode never sends a heartbeat again, also when the edge lets it in.
+            raise FleetError(str(error)) from None
 
     # What comes in.
 
     async def _pull_messages(self, request: fleet_pb2.PullMessagesRequest) -> Proto:
-        node = self._mine(request.node.node_id)
+        self._must_be_mine(request.node.node_id)
         self._forget()
         if self._waiting() is None and len(self._handed) < _UNANSWERED:
             if self._fetching is None:
-                self._fetching = asyncio.create_task(self._inbox.fetch(self._refreshed(), node))
+                self._fetching = asyncio.create_task(self._as_node(self._inbox.fetch))
             fetching = self._fetching
             await asyncio.wait({fetching}, timeout=_PATIENCE_SECONDS)
             if fetching.done() and self._fetching is fetching:
@@ -291,7 +331,7 @@ class Gateway:
     # What is to leave.
 
     async def _push_messages(self, request: fleet_pb2.PushMessagesRequest) -> Proto:
-        self._mine(request.node.node_id)
+        self._must_be_mine(request.node.node_id)
         if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
             raise FleetError("refused: one message at a time, with its tree of objects", 400)
         metadata, tree = request.messages_list[0].metadata, request.message_object_trees[0]
@@ -376,7 +416,7 @@ class Gateway:
     # The way out.
 
     async def _push(self, passed: Passed) -> None:
-        await push(self._upstreams[-1], self._node or 0, passed)
+        await self._as_node(lambda upstream, node: push(upstream, node, passed, self._out.books.head))
 
     def _connect(self) -> Upstream:
         member = joined(self._site, _utc())
@@ -393,11 +433,10 @@ class Gateway:
             raise FleetError(str(error)) from None
         return self._upstreams[-1]
 
-    def _mine(self, node: int) -> int:
-        """Return the number of this site's node, if it is the one that is given."""
-        if self._node is None or node != self._node:
+    def _must_be_mine(self, node: int) -> None:
+        """Check that a number is one that this site's node was told."""
+        if node not in self._told:
             raise FleetError("refused: this is not the number of this site's node: start the SuperNode anew", 401)
-        return node
 
     def _known_node(self) -> int | None:
         with suppress(OSError, ValueError):

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
 from flwr.app import Metadata
 from flwr.common.serde import run_from_proto
@@ -14,12 +13,11 @@ from flwr.proto import fab_pb2, fleet_pb2, message_pb2, run_pb2
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
-from google.protobuf.message import Message as Proto
 
 from client.gateway.approvals import approved_study, must_be_approved, note_bundle, note_study
 from client.gateway.audit import Event
 from client.gateway.bundle import read_bundle, run_config
-from client.gateway.fleet import Upstream
+from client.gateway.fleet import Upstream, insist
 from client.gateway.incoming import Handed, metadata_of, names, open_message
 from client.gateway.outbox import Outbox
 from common.canonical import sha256_hex
@@ -28,15 +26,10 @@ from common.study import Study
 
 __all__ = ["Inbox", "Run"]
 
-#: How long a call is tried again while the edge is away, and an object while it is not there yet.
-_TRY_SECONDS = 60.0
-
 _RUNS = 64
 
 #: Bytes of a message beside its theta.
 _BESIDE = 2**20
-
-Found = TypeVar("Found", bound=Proto)
 
 
 @dataclass(frozen=True)
@@ -107,10 +100,10 @@ class Inbox:
         if number in self.runs:
             return self.runs[number]
         asked = run_pb2.GetRunRequest(node=Node(node_id=node), run_id=number)
-        proto = (await self._until_answered(upstream, asked, run_pb2.GetRunResponse)).run
+        proto = (await insist(upstream, asked, run_pb2.GetRunResponse)).run
         run = run_from_proto(proto)
         want = fab_pb2.GetFabRequest(node=Node(node_id=node), hash_str=run.fab_hash, run_id=number)
-        content = (await self._until_answered(upstream, want, fab_pb2.GetFabResponse)).fab.content
+        content = (await insist(upstream, want, fab_pb2.GetFabResponse)).fab.content
         if run.run_id != number or sha256_hex(content) != run.fab_hash:
             raise ContractError("the bundle that was sent is not the one that the run names", "bundle")
         note_bundle(self._site, content, _utc())
@@ -140,11 +133,12 @@ class Inbox:
         left = 8 * size + _BESIDE
         for name in names(tree):
             want = message_pb2.PullObjectRequest(node=Node(node_id=node), run_id=number, object_id=name)
-            objects[name] = await self._object(upstream, want)
-            left -= len(objects[name])
+            found = await self._object(upstream, want, metadata.created_at + metadata.ttl)
+            objects[name] = found.object_content
+            left -= len(found.object_content)
             if left < 0:
                 raise ContractError("the message has more bytes than any of its study", "size")
-        await self._until_answered(upstream, received, message_pb2.ConfirmMessageReceivedResponse)
+        await insist(upstream, received, message_pb2.ConfirmMessageReceivedResponse)
         asked = await asyncio.to_thread(open_message, metadata, objects, study, size)
         if number not in self._admitted:
             self._out.books.write(
@@ -153,28 +147,19 @@ class Inbox:
             self._admitted.add(number)
         return Handed(proto, tree, asked, study, run.bundle, objects)
 
-    async def _object(self, upstream: Upstream, want: message_pb2.PullObjectRequest) -> bytes:
-        """Return an object's bytes. A SuperLink shows a message while its coordinator still hands over the objects."""
-        until, pause = time.monotonic() + _TRY_SECONDS, 0.1
+    async def _object(
+        self, upstream: Upstream, want: message_pb2.PullObjectRequest, until: float
+    ) -> message_pb2.PullObjectResponse:
+        """Fetch an object; one that the ServerApp has announced and is still sending is waited for."""
+        pause = 0.1
         while True:
-            found = await self._until_answered(upstream, want, message_pb2.PullObjectResponse)
+            found = await insist(upstream, want, message_pb2.PullObjectResponse)
             if found.object_available:
-                return found.object_content
-            if not found.object_found or time.monotonic() + pause > until:
+                return found
+            if not found.object_found or time.time() + pause > until:
                 raise ContractError("an object of the message is not there", "object")
             await asyncio.sleep(pause)
             pause = min(2 * pause, 2.0)
-
-    async def _until_answered(self, upstream: Upstream, request: Proto, kind: type[Found]) -> Found:
-        until, pause = time.monotonic() + _TRY_SECONDS, 0.25
-        while True:
-            try:
-                return await upstream.call(request, kind)
-            except FleetError as error:
-                if error.status == 403 or time.monotonic() + pause > until:
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 8.0)
 
 
 def _utc() -> datetime:

@@ -10,10 +10,10 @@ from flwr.app import Metadata
 from flwr.proto import fleet_pb2, message_pb2
 from flwr.proto.node_pb2 import Node
 
-from client.gateway.audit import Event
+from client.gateway.audit import Event, Head
 from client.gateway.books import Books
 from client.gateway.egress import Passed, refusal
-from client.gateway.fleet import Upstream
+from client.gateway.fleet import Upstream, insist
 from client.gateway.outgoing import as_flower_sends
 from common.errors import FleetError, WardroundError
 
@@ -151,10 +151,21 @@ class Outbox:
         self._say(f"run {leaving.event.run}: an answer was not sent in time")
 
 
-async def push(upstream: Upstream, node: int, passed: Passed) -> None:
+async def push(upstream: Upstream, node: int, passed: Passed, head: Head) -> None:
     """Send an answer as a SuperNode does: the message, then the objects that the SuperLink asks for.
 
     How long the ClientApp took is not said.
+
+    Parameters
+    ----------
+    upstream : Upstream
+        The way to the edge.
+    node : int
+        The number of this site's node.
+    passed : Passed
+        The answer.
+    head : Head
+        Of the audit log, which has a line for the answer: whoever has seen it finds out if the line is cut off later.
 
     Raises
     ------
@@ -163,7 +174,8 @@ async def push(upstream: Upstream, node: int, passed: Passed) -> None:
     """
     proto, tree = as_flower_sends(passed)
     first = fleet_pb2.PushMessagesRequest(node=Node(node_id=node), messages_list=[proto], message_object_trees=[tree])
-    found = await upstream.call(first, fleet_pb2.PushMessagesResponse)
+    found = await upstream.call(first, fleet_pb2.PushMessagesResponse, str(head))
+    kept = True
     for name in found.objects_to_push:
         if name not in passed.objects:
             raise FleetError("the coordinator asks for an object that is not in the answer", 403)
@@ -174,5 +186,8 @@ async def push(upstream: Upstream, node: int, passed: Passed) -> None:
             object_content=passed.objects[name],
             session_id=found.session_id,
         )
-        if not (await upstream.call(request, message_pb2.PushObjectResponse)).stored:
-            raise FleetError("the SuperLink did not keep an object: the answer is sent again")
+        # Each by itself: once the coordinator has looked for the answer, it cannot be announced a second time. One that
+        # comes again, because the word that it came was lost, is not kept a second time, and the others must follow.
+        kept &= (await insist(upstream, request, message_pb2.PushObjectResponse)).stored
+    if not kept:
+        raise FleetError("the SuperLink did not keep an object: the answer is sent again")

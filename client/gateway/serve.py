@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 
 import uvicorn
@@ -142,4 +142,5 @@ def _loopback(listen: str) -> tuple[str, int]:
 def _say(line: str) -> None:
     # Some of what is said comes from the coordinator: it shall not move a terminal's cursor.
     shown = "".join(letter if letter.isprintable() else " " for letter in line)
-    print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} gateway: {shown}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # a log that cannot be written is no reason to stop
+        print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} gateway: {shown}", file=sys.stderr, flush=True)

@@ -11,16 +11,17 @@ from common.canonical import sha256_hex
 from common.console import plain_errors
 from common.consortium import Kit, SignedRequest, matches, warning
 from common.consortium.keys import ec_public, openssh_public
-from common.errors import MembershipError, StudyError
+from common.errors import AuditError, MembershipError, StudyError
 from common.paths import home
 from common.study import Study
 from server.consortium import members
 from server.consortium.authority import Authority, changing, found, open_authority
 from server.consortium.edge import Edge, write_edge
+from server.consortium.heads import contradictions, heads_in, keep
 from server.consortium.issue import SITE_DAYS, issue_site
 from server.files import write_atomic
 
-__all__ = ["admit", "edge", "enrol", "found_command", "renew", "revoke", "sites", "withdraw"]
+__all__ = ["admit", "edge", "enrol", "found_command", "heads", "renew", "revoke", "sites", "withdraw"]
 
 Folder = Annotated[
     Path | None,
@@ -231,6 +232,44 @@ def edge(
         return
     print(f"wrote {', '.join(path.name for path in written)} in {place.folder} for manifest epoch {manifest.epoch}")
     print(f"check: nginx -t -c {place.folder}/nginx.conf; then the same without -t, or `-s reload`")
+
+
+@plain_errors
+def heads(
+    site: Annotated[str | None, typer.Argument(help="Only this site's, all of them.", metavar="SITE")] = None,
+    log: Annotated[
+        list[Path] | None,
+        typer.Option(help="The edge's access.log, repeatable.", show_default="that of the consortium's edge"),
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Write SITE's heads, for `audit verify --heads`.")] = None,
+    consortium: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Keep the heads of the sites' audit logs that came with their answers, and show each site's last one.
+
+    They are read from the edge's log and kept in the consortium's folder: run this before a log is rotated away. A site
+    whose log was cut or rewritten contradicts one of them.
+
+    Exit code 1: the heads of a site are not of one log, or there is no log to read.
+    """
+    folder = _folder(consortium)
+    try:
+        lines = [line for path in log or [folder / "edge" / "access.log"] for line in path.read_bytes().splitlines()]
+    except OSError as error:
+        raise AuditError(f"the edge's log cannot be read ({error.strerror}): say where it is with --log") from None
+    with changing(folder):
+        found = [head for head in keep(folder / "heads.jsonl", heads_in(lines)) if site in (None, head.site)]
+    last = {head.site: str(head) for head in found}
+    wrong = contradictions(found)
+    if to is not None:
+        if site is None:
+            raise AuditError("say whose heads to write: `wardround-study heads SITE --to FILE`", "site")
+        write_atomic(to, "".join(f"{head}\n" for head in found).encode())
+    if as_json:
+        print(json.dumps({"heads": last, "wrong": wrong}, indent=1))
+    else:
+        print("\n".join([*(f"{name}  {head}" for name, head in sorted(last.items())), *wrong]))
+    raise typer.Exit(bool(wrong))
 
 
 def _write_kit(authority: Authority, kit: Kit, to: Path | None, as_json: bool) -> None:

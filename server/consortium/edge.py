@@ -134,9 +134,16 @@ http {{
 {nodes}
     }}
 
+    # The last line of the site's audit log: a number and a hash, and nothing of another form is written down.
+    map $http_x_wardround_head $head {{
+        default "";
+        "~^[0-9]{{1,15}}:[0-9a-f]{{64}}$" $http_x_wardround_head;
+    }}
+
     log_format edge escape=json '{{"time": "$time_iso8601", "from": "$remote_addr", "site": "$site", '
         '"certificate": "$ssl_client_verify", "serial": "$ssl_client_serial", "call": "$request_method $uri", '
-        '"status": "$status", "why": "$why", "in": "$request_length", "out": "$bytes_sent"}}';
+        '"status": "$status", "why": "$why", "in": "$request_length", "out": "$bytes_sent", '
+        '"head": "$head"}}';
     access_log {folder}/access.log edge;
 
     upstream superlink {{
@@ -201,6 +208,7 @@ http {{
         proxy_http_version 1.1;
         proxy_set_header Connection "";
         proxy_set_header Host $proxy_host;
+        proxy_set_header X-Wardround-Head "";
         proxy_redirect off;
         proxy_connect_timeout 5s;
         proxy_read_timeout 60s;

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import sqlite3
 import time
@@ -136,6 +137,30 @@ def test_where_the_ledger_cannot_be_written_nothing_is_made(tmp_path: Path, dama
                 )
     with pytest.raises(StorageError), open_ledger(tmp_path) as ledger:
         ledger.once(question(2), never)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_on_a_disk_that_is_really_full_nothing_leaves_that_was_not_spent(tmp_path: Path) -> None:
+    with open_ledger(tmp_path) as ledger:
+        ledger.once(question(), lambda: b"x")
+    size = (tmp_path / "ledger.sqlite").stat().st_size
+    read, wire = os.pipe()
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        try:
+            for number in range(2, 250):
+                site_process(tmp_path, wire, number)
+        except StorageError:
+            os._exit(7)
+        os._exit(1)
+    os.close(wire)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    with os.fdopen(read, "rb") as pipe:
+        sent = pipe.read()
+    with open_ledger(tmp_path) as ledger:  # there is room again
+        assert len(sent) // 9 + 1 <= ledger.spent()[0].rounds.count <= len(sent) // 9 + 2
+        ledger.once(question(250), lambda: b"x")
 
 
 def site_process(folder: Path, wire: int, number: int) -> None:

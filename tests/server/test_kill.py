@@ -1,6 +1,5 @@
 """Coordinator and sites as real processes that get real signals: whatever dies, the final theta has the same bits."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ import pytest
 from common.study import Study
 from server.record import run_folder
 from simulations.engines.inprocess import run_in_process
+from tests.processes import CONTEXT
 from tests.server.scripted import Scripted, a_study
 from tests.server.spool import alive, coordinate, serve
 
@@ -69,15 +69,11 @@ class Consortium:
 
     def __init__(self, folder: Path, study: Study) -> None:
         self.folder, self.study = folder, study
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(
-            ["tests.server.spool", "server.app", "torch._dynamo"]
-        )  # an optimiser wants the last
         self.processes: list[ForkServerProcess] = []
         self.sites = {site: self.start(serve, folder, site, study) for site in SITES}
 
     def start(self, work: Callable[..., None], *arguments: Any) -> ForkServerProcess:
-        process = self.context.Process(target=work, args=arguments, daemon=True)
+        process = CONTEXT.Process(target=work, args=arguments, daemon=True)
         process.start()
         self.processes.append(process)
         return process

@@ -25,9 +25,13 @@ class Town(InProcessGrid):
         super().__init__(Scripted(study), study.run_config(), study.data.sites)
         self.town = dict(nodes)
         self.registered: dict[int, str] = {}
+        self.since: dict[int, str] = {}
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        return [NodeInfo(node_id=node, name=self.registered.get(node, "")) for node in self.town]
+        return [
+            NodeInfo(node_id=node, name=self.registered.get(node, ""), registered_at=self.since.get(node, ""))
+            for node in self.town
+        ]
 
     def _run(self, message: Any) -> Any:
         message.metadata.__dict__["_dst_node_id"] = 1000 + self.town[message.metadata.dst_node_id]
@@ -98,6 +102,23 @@ def test_at_the_start_two_nodes_of_a_site_are_an_error() -> None:
     town.registered = {10: "Charité", 11: "Charité", 12: "Mayo"}
     with pytest.raises(RoundError, match="two nodes say that they are Charité"):
         roster.gather(start=True)
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_a_site_with_new_keys_goes_on_at_once_though_its_old_node_still_seems_to_be_there(start: bool) -> None:
+    roster, town, events = a_roster({10: 0, 11: 1, 12: 2})
+    town.registered = {10: "Mayo", 11: "Charité", 12: "Ward", 3: "Charité"}
+    town.since = {10: "2026-11-28T21:00:00+00:00", 11: "2026-11-28T21:00:01+00:00", 3: "2026-11-28T21:00:01.5+00:00"}
+    if start:
+        town.town[3] = 1
+        roster.gather(start=True)
+    else:
+        roster.gather(start=True)
+        assert roster.choose(1, 1).asked["Charité"] == 11
+        town.town[3] = 1
+        roster.refresh(1)
+        assert events[-2:] == [("left", "Charité"), ("joined", "Charité")]
+    assert roster.choose(1, 1).asked == {"Charité": 3, "Mayo": 10, "Ward": 12}
 
 
 def test_a_registered_name_is_the_sites_whatever_it_says_itself() -> None:

@@ -67,12 +67,12 @@ def bundle(study: Study = STUDY, **more: bytes) -> bytes:
     return out.getvalue()
 
 
-def question(kind: Any = "train", number: int = 1, study: Study = STUDY) -> Message:
+def question(kind: Any = "train", number: int = 1, study: Study = STUDY, node: int = NODE) -> Message:
     """Return a message as the coordinator's SuperLink keeps it."""
     enter_run()
     theta = None if kind == "join" else np.linspace(-1, 1, D, dtype=np.float32)
     instruction = Instruction(kind, study.digest, number, 1, "a" * 64)
-    message = Message(pack_instruction(instruction, theta), NODE, TYPES[kind], group_id=str(number))
+    message = Message(pack_instruction(instruction, theta), node, TYPES[kind], group_id=str(number))
     message.metadata.__dict__["_run_id"] = RUN
     message.metadata.__dict__["_message_id"] = message.object_id
     return message
@@ -90,8 +90,12 @@ class Link:
     calls: list[str] = field(default_factory=list)
     arrived: dict[str, bytes] = field(default_factory=dict)
     roots: list[str] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
+    slow: dict[str, int] = field(default_factory=dict)  # objects that the ServerApp is still sending, once
     away: int = 0
-    late: int = 0  # so often an object is not there yet
+    refuses: bool = False  # as the edge does with a certificate that is not in the manifest
+    number: int = NODE
+    deaf: int = 0  # to the words that so many objects came
     forgetful: bool = False  # like a SuperLink that keeps its state in a file
     override: Mapping[str, Any] = field(default_factory=dict)
 
@@ -110,16 +114,26 @@ class Link:
                 found.append(answer)
         return found
 
-    async def call(self, request: Proto, response: type[Found]) -> Found:
+    async def call(self, request: Proto, response: type[Found], head: str = "") -> Found:
+        if head:
+            self.heads.append(head)
         name = next(name for name, call in CALLS.items() if call.request is type(request))
         if self.paused():
             raise FleetError("nothing leaves this site")
         if self.away:
             self.away -= 1
             raise FleetError("the edge cannot be reached")
+        if self.refuses:
+            raise FleetError("this certificate is not in the manifest", 403)
+        asking: Any = request
+        if hasattr(request, "node") and asking.node.node_id != self.number:
+            raise FleetError("the SuperLink does not know this site's node", stranger=True)
         self.calls.append(name)
         answer = self._answer(request)
         assert isinstance(answer, response)
+        if self.deaf and name == "push-object":
+            self.deaf -= 1
+            raise FleetError("the line broke")
         return answer
 
     async def close(self) -> None:
@@ -128,7 +142,7 @@ class Link:
     def _answer(self, request: Any) -> Proto:  # noqa: PLR0911, PLR0912 (one for each call)
         match request:
             case fleet_pb2.ActivateNodeRequest():
-                return fleet_pb2.ActivateNodeResponse(node_id=NODE)
+                return fleet_pb2.ActivateNodeResponse(node_id=self.number)
             case fleet_pb2.DeactivateNodeRequest():
                 return fleet_pb2.DeactivateNodeResponse()
             case heartbeat_pb2.SendNodeHeartbeatRequest():
@@ -152,13 +166,12 @@ class Link:
                 fab = fab_pb2.Fab(hash_str=request.hash_str, content=self.fab)
                 return fab_pb2.GetFabResponse(fab=fab)
             case message_pb2.PullObjectRequest():
-                if self.late:
-                    self.late -= 1
-                    return message_pb2.PullObjectResponse(object_found=True)
-                content = self.objects.get(request.object_id, b"")
-                found = bool(content)
+                content = self.objects.get(request.object_id)
+                there = content is not None and self.slow.pop(request.object_id, 0) == 0
                 return message_pb2.PullObjectResponse(
-                    object_found=found, object_available=found, object_content=content
+                    object_found=content is not None,
+                    object_available=there,
+                    object_content=content if content and there else b"",
                 )
             case message_pb2.ConfirmMessageReceivedRequest():
                 return message_pb2.ConfirmMessageReceivedResponse()
@@ -166,11 +179,14 @@ class Link:
                 (tree,), (proto,) = request.message_object_trees, request.messages_list
                 assert not proto.content.items
                 missing = {one.object_id for one in iterate_object_tree(tree)} - set(self.arrived)
+                if tree.object_id in self.roots:  # the coordinator has looked for it: it cannot be announced again
+                    missing = set()
                 self.roots += [] if tree.object_id in self.roots else [tree.object_id]
                 return fleet_pb2.PushMessagesResponse(objects_to_push=missing, session_id="s")
             case message_pb2.PushObjectRequest():
+                stored = request.object_id not in self.arrived
                 self.arrived[request.object_id] = request.object_content
-                return message_pb2.PushObjectResponse(stored=True)
+                return message_pb2.PushObjectResponse(stored=stored)
         raise AssertionError(request)
 
 
@@ -187,7 +203,8 @@ class NodeDouble:
 
     async def begin(self) -> None:
         await self.call("register-node", public_key=b"anything")
-        await self.call("activate-node", public_key=b"anything", heartbeat_interval=123.0)
+        found = await self.call("activate-node", public_key=b"anything", heartbeat_interval=123.0)
+        self.node = Node(node_id=found.node_id)
 
     async def take(self) -> Message | None:
         """Return the next message as the ClientApp gets it; None where there is none."""
@@ -197,7 +214,8 @@ class NodeDouble:
         told = message_from_proto(found.messages_list[0])
         objects = {}
         for tree in iterate_object_tree(found.message_object_trees[0]):
-            got = await self.call("pull-object", node=self.node, run_id=RUN, object_id=tree.object_id)
+            run = told.metadata.run_id
+            got = await self.call("pull-object", node=self.node, run_id=run, object_id=tree.object_id)
             assert got.object_available
             objects[tree.object_id] = got.object_content
         message_id = told.metadata.message_id

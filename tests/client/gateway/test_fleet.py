@@ -7,6 +7,8 @@ from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -120,9 +122,7 @@ def test_a_call_shows_the_sites_certificate_and_nothing_but_the_headers_it_needs
     assert verify_signature(key, headers["flwr-timestamp"].encode(), b64decode(headers["flwr-signature"]))
 
 
-@pytest.mark.parametrize(
-    ("status", "mine"), [("403 Forbidden", 403), ("412 No", 503), ("500 No", 503), ("401 No", 503)]
-)
+@pytest.mark.parametrize(("status", "mine"), [("403 Forbidden", 403), ("412 No", 503), ("500 No", 503)])
 def test_a_refusal_is_an_error_with_its_text(world: World, tmp_path: Path, status: str, mine: int) -> None:
     async def tell(upstream: Upstream) -> None:
         with pytest.raises(FleetError, match="revoked") as error:
@@ -131,6 +131,26 @@ def test_a_refusal_is_an_error_with_its_text(world: World, tmp_path: Path, statu
         assert "\x1b" not in str(error.value)
 
     story(world, tmp_path, Host(status, b"refused: \x1b[2J revoked"), tell)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "words"),
+    [
+        (0, "does not know this site's node"),
+        (8, r"\d+ s ahead of the edge's: set"),
+        (-400, r"\d+ s behind the edge's"),
+    ],
+)
+def test_a_node_that_is_not_known_and_a_clock_that_is_wrong_are_told_apart(
+    world: World, tmp_path: Path, ahead: int, words: str
+) -> None:
+    async def tell(upstream: Upstream) -> None:
+        with pytest.raises(FleetError, match=words) as error:
+            await upstream.call(BEAT, SendNodeHeartbeatResponse)
+        assert (error.value.status, error.value.stranger) == (503, ahead == 0)
+
+    date = format_datetime(datetime.now(UTC) - timedelta(seconds=ahead), usegmt=True)
+    story(world, tmp_path, Host("401 No", b"Invalid SuperNode authentication", f"date: {date}\r\n"), tell)
 
 
 def test_a_redirect_is_not_followed(world: World, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client.gateway.audit import Entry, check, read_lines
+from client.gateway.audit import Entry, Head, check, read_lines
 from client.gateway.cli import audit_path
 from client.gateway.fleet import CALLS
 from client.gateway.gateway import Gateway
@@ -84,20 +84,17 @@ def test_an_honest_answer_arrives_as_it_was_and_is_in_the_log(here: Setup, kind:
     assert (sent.norm > 0) == (kind == "train")
 
 
-def test_a_message_whose_objects_the_coordinator_still_hands_over_is_waited_for_and_one_that_lacks_them_is_not(
-    here: Setup,
-) -> None:
+def test_a_message_whose_objects_are_still_being_sent_is_waited_for(here: Setup) -> None:
     async def story(_: Gateway, node: NodeDouble) -> None:
-        here.link.late = 2
         here.link.ask(question())
-        assert (message := await node.take()) is not None
-        assert await node.send(honest(message))
-        lacking = here.link.ask(question(number=2))
-        del here.link.objects[lacking.object_id]
+        here.link.slow = dict.fromkeys(list(here.link.objects)[:2], 1)
+        while await node.take() is None:
+            pass
+        here.link.ask(question(number=2))
+        here.link.objects.popitem()  # never announced, or gone
         assert await node.take() is None
-        await until(lambda: len(here.link.answers()) == 2)
 
-    assert ("refused", "message", "object") in outcomes(run(here, story))
+    assert outcomes(run(here, story))[:2] == [("admitted", "code", ""), ("refused", "message", "object")]
 
 
 def test_a_bundle_that_nobody_approved_does_not_reach_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,12 +406,41 @@ def test_a_day_has_so_many_bytes_also_after_a_restart(here: Setup) -> None:
     assert outcomes(run(here, one, daily=10 * size))[-1] == ("sent", "train", "")
 
 
+def test_the_head_that_goes_along_has_the_answers_own_line(here: Setup) -> None:
+    async def story(_: Gateway, node: NodeDouble) -> None:
+        for number in (1, 2):
+            here.link.ask(question(number=number))
+            message = await node.take()
+            assert message is not None
+            await node.send(honest(message))
+            while len(here.link.answers()) < number:
+                await asyncio.sleep(0.01)
+
+    lines = run(here, story)
+    heads = [Head.parse(text) for text in here.link.heads]
+    assert [lines[head.seq - 1].event.round for head in heads] == [1, 2]
+    assert [lines[head.seq - 1].event.outcome for head in heads] == ["sent", "sent"]
+    list(check(read_lines(audit_path(here.site))[0], store.identity(here.site).public_key(), heads))
+
+
 def test_while_the_edge_is_away_an_answer_waits_and_is_written_down_once(here: Setup) -> None:
     async def story(_: Gateway, node: NodeDouble) -> None:
         here.link.ask(question())
         message = await node.take()
         assert message is not None
         here.link.away = 2
+        assert await node.send(honest(message))
+        await until(here.link.answers)
+
+    assert outcomes(run(here, story)).count(("sent", "train", "")) == 1
+
+
+def test_an_answer_arrives_whole_though_the_line_breaks_when_a_part_has_come(here: Setup) -> None:
+    async def story(_: Gateway, node: NodeDouble) -> None:
+        here.link.ask(question())
+        message = await node.take()
+        assert message is not None
+        here.link.deaf = 2
         assert await node.send(honest(message))
         await until(here.link.answers)
 
@@ -455,6 +481,41 @@ def test_a_node_that_starts_anew_is_let_in_and_what_it_forgot_is_answered(here: 
         assert here.link.calls[-2:] == ["deactivate-node", "activate-node"]
         await until(here.link.answers)
         assert here.link.answers()[0].error.code == 5
+
+    run(here, story)
+
+
+def test_a_node_that_the_superlink_knows_no_longer_is_let_in_anew_and_need_not_know(here: Setup) -> None:
+    async def story(_: Gateway, node: NodeDouble) -> None:
+        here.link.ask(question())
+        message = await node.take()
+        assert message is not None
+        here.link.number = NODE + 7  # its database is a new one, or this site's keys are
+        here.link.ask(question(number=2, node=NODE + 7))
+        beats = [node.call("send-node-heartbeat", node=node.node) for _ in range(3)]
+        assert all(beat.success for beat in await asyncio.gather(*beats))
+        assert here.link.calls.count("activate-node") == 2
+        assert await node.send(honest(message))  # it was asked before
+        other = await node.take()
+        assert other is not None
+        assert await node.send(honest(other))
+        await until(lambda: len(here.link.answers()) == 2)
+        assert here.link.answers()[1].metadata.src_node_id == NODE + 7
+
+    assert outcomes(run(here, story))[1:] == [("sent", "train", "")] * 2
+    assert (here.site / "gateway" / "node").read_text() == str(NODE + 7)
+
+
+def test_a_node_goes_on_with_its_heartbeats_while_the_edge_refuses_the_site(here: Setup) -> None:
+    async def story(_: Gateway, node: NodeDouble) -> None:
+        here.link.refuses = True
+        # After 403 a SuperNode would never send one again.
+        for call in ("send-node-heartbeat", "activate-node"):
+            with pytest.raises(FleetError, match="not in the manifest") as error:
+                await node.call(call, **({"node": node.node} if call == "send-node-heartbeat" else {}))
+            assert error.value.status == 503
+        here.link.refuses = False
+        assert (await node.call("send-node-heartbeat", node=node.node)).success
 
     run(here, story)
 
@@ -539,9 +600,9 @@ def test_nothing_of_the_nodes_own_goes_out(here: Setup) -> None:
     async def story(_: Gateway, node: NodeDouble) -> None:
         real = here.link.call
 
-        async def call(request: Any, response: Any) -> Any:
+        async def call(request: Any, response: Any, head: str = "") -> Any:
             seen.append(request)
-            return await real(request, response)
+            return await real(request, response, head)
 
         here.link.call = call  # type: ignore[method-assign]
         await node.begin()

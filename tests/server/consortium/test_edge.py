@@ -21,11 +21,12 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from client.membership import Joined, joined, reach, store
-from common.consortium.keys import ec_public
+from common.consortium.keys import ec_public, load_tls_private
 from common.errors import MembershipError
 from server.consortium import members
 from server.consortium.authority import Authority
 from server.consortium.edge import FLEET_CALLS, Edge, nginx_conf, write_edge
+from server.consortium.heads import heads_in
 from server.consortium.issue import issue_server, issue_site
 from tests.server.consortium.founded import NOW, World, enrol, new_world
 
@@ -148,6 +149,7 @@ def call(
     node: str | None = None,
     body: bytes = b"",
     authority: Path | None = None,
+    head: str | None = None,
 ) -> tuple[int, bytes]:
     """Make one call through the edge; the node key is the member's own where none is given."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -159,6 +161,7 @@ def call(
     connection = HTTPSConnection(host, int(port), timeout=10, context=context)
     try:
         headers = {"flwr-public-key": b64encode((node or "").encode()).decode()}
+        headers |= {} if head is None else {"x-wardround-head": head}
         connection.request(method, path, body, headers)
         response = connection.getresponse()
         return response.status, response.read()
@@ -192,6 +195,16 @@ def test_a_member_gets_in_with_every_fleet_call_and_its_bytes_arrive_whole(runni
     assert found.skew is not None
     assert abs(found.skew) < 5
     assert '"site": "st-mary"' in running.log("st-mary")
+
+
+@needs_nginx
+def test_a_head_of_an_audit_log_is_written_down_and_nothing_else_that_stands_there(running: Running) -> None:
+    heads = [f"{seq}:{seq:064x}" for seq in (11, 12)]
+    for text in (heads[0], f"{heads[0]} DOE^JANE", "DOE^JANE", heads[1]):
+        assert call(member(running), "/v1/fleet/push-messages", address(running), head=text)[0] == 200
+    lines = running.log(heads[1]).encode().splitlines()
+    assert [(head.site, str(head)) for head in heads_in(lines)] == [("st-mary", head) for head in heads]
+    assert b"DOE" not in b"".join(lines)
 
 
 @needs_nginx
@@ -336,6 +349,40 @@ def test_revocation_and_rotation_hold_from_the_reload_on(tmp_path: Path) -> None
         assert "not in the manifest" in reach(one).finding.text
         assert "not in the manifest" in reach(replace(two, keys=old_keys)).finding.text
         assert reach(member(edge, "uni-2")).finding.state == "ok"
+        edge.log('"why": "revoked"')
+
+
+@needs_nginx
+def test_a_certificate_of_the_edge_that_is_not_good_is_refused_and_both_ends_say_why(tmp_path: Path) -> None:
+    world = new_world(tmp_path, "st-mary", edge=f"localhost:{free_port()}")
+    key = load_tls_private((tmp_path / "consortium" / "authority.key").read_bytes())
+    other = new_world(tmp_path / "other").authority
+    cases = {
+        "has ended": (
+            issue_server(world.authority.issuer, ["localhost"], key.public_key(), NOW, -5 / 1440),
+            "alert certificate expired",
+        ),
+        "for another name": (
+            issue_server(world.authority.issuer, ["elsewhere"], key.public_key(), NOW),
+            "alert bad certificate",
+        ),
+        "is not the consortium's": (
+            issue_server(other.issuer, ["localhost"], key.public_key(), NOW),
+            "alert unknown ca",
+        ),
+    }
+    for number, (words, (certificate, alert)) in enumerate(cases.items()):
+        with started(world, tmp_path / str(number)) as edge:
+            (edge.edge.folder / "edge.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+            shutil.copy(tmp_path / "consortium" / "authority.key", edge.edge.folder / "edge.key")
+            assert edge.nginx("-s", "reload").returncode == 0
+            for _ in range(100):
+                if reach(member(edge)).finding.state == "fail":
+                    break
+                time.sleep(0.02)
+            assert words in reach(member(edge)).finding.text
+            edge.log(alert)
+            assert edge.calls == ["GET /health"] * len(edge.calls)
 
 
 @needs_nginx
@@ -353,6 +400,7 @@ def test_the_edge_asks_the_superlink_for_its_certificate_too(tmp_path: Path) -> 
         finally:
             nginx(edge.edge, "-s", "stop")
         assert "SuperLink behind it is not" in finding.text
+        assert "upstream SSL certificate verify error" in (edge.edge.folder / "error.log").read_text()
         assert calls == []
 
 

@@ -83,6 +83,13 @@ def test_an_enrolled_site_is_a_node_of_the_superlink_and_another_is_not(tmp_path
                 assert not client.PullMessages(PullMessagesRequest(node=Node(node_id=node))).messages_list
                 client.DeactivateNode(DeactivateNodeRequest(node_id=node))
 
+            # A site that the edge lets in, with the number of another one's node.
+            with fleet(two, address) as client, pytest.raises(httpx.HTTPStatusError) as error:
+                client.PullMessages(PullMessagesRequest(node=Node(node_id=node)))
+            assert error.value.response.status_code == 401
+            assert '"site": "uni-2"' in (log := (edge.folder / "access.log").read_text().splitlines()[-1])
+            assert '"status": "401"' in log
+
             # In the manifest, but its node is not registered at the SuperLink.
             request = ActivateNodeRequest(public_key=two.member.node.encode(), heartbeat_interval=30)
             with fleet(two, address) as client, pytest.raises(httpx.HTTPStatusError) as error:
