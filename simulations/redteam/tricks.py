@@ -106,7 +106,9 @@ def _played(coordinator: _Coordinator) -> Iterator[Trick]:
     yield Trick("a jump from one round to the next", trap, ask("train", 4, aside(2.5 * rate)))
     yield Trick("a round again with another theta", contract, ask("train", 3, aside(rate / 2)))
     yield Trick("an older round", contract, ask("train", 2))
-    yield Trick("the same after asking to join again", contract, ask("join") or ask("train", 3, aside(rate / 2)))
+    yield Trick(
+        "a round again with another theta, after joining", contract, ask("join") or ask("train", 3, aside(rate / 2))
+    )
     yield Trick("a round that the study has not", contract, ask("train", study.study.rounds + 1))
     yield Trick("training in a message to evaluate", contract, ask("train", 4, message="evaluate"))
     yield Trick("figures that the study withholds", contract, ask("evaluate", 1))
