@@ -241,26 +241,19 @@ class Town:
     ) -> dict[str, Any]:
         """Let rounds begin, one at a time, until one of them is as wanted; return its line of history.
 
-        ``without`` is a site that is not waited for. Where nothing happens for long, the deadline is over: a message
-        may have been lost with a process that was killed.
+        ``without`` is a site that is not waited for.
         """
         number = len(history(folder))
         while True:
             number += 1
             assert number <= self.study.study.rounds, self.logs()
             self.tell(number=number, without=without)
-            self._until_round(folder, number)
+            until(lambda: len(history(folder)) >= number or self.dead("coordinator"), self.logs)  # noqa: B023
             lines = history(folder)
             assert len(lines) >= number, self.log("coordinator")
             if condition(lines[number - 1]):
                 self.tell(without="")
                 return lines[number - 1]
-
-    def _until_round(self, folder: Path, number: int) -> None:
-        for times in range(6):  # longer each time: a slow machine needs more than the first
-            with suppress(AssertionError):
-                return until(lambda: len(history(folder)) >= number or self.dead("coordinator"), seconds=15 * 2**times)
-            self.tell(over=self.order.over + 1)
 
     def next_round(self, folder: Path) -> int:
         """Let the next round begin, and do not wait for it; return its number."""
