@@ -42,7 +42,7 @@ class Ears:
 def ears() -> Iterator[Ears]:
     """Listen for the pixels in every way that another program of this machine can."""
     token = token_hex(4)
-    ways: dict[str, tuple[str, str | tuple[str, int]]] = {
+    ways: dict[str, tuple[str, Any]] = {
         "tcp": ("tcp", ("127.0.0.1", 0)),
         "udp": ("udp", ("127.0.0.1", 0)),
         "socket file": ("tcp", f"/tmp/wardround-{token}"),
