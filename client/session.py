@@ -16,7 +16,7 @@ from common.contract import Side
 from common.errors import NotPreparedError
 from common.meta import Engine, head_size, make_learner
 from common.meta.local_only import LocalOnly
-from common.models import build
+from common.models import build, untrained
 from common.paths import home
 from common.privacy.site_task import check_network
 from common.study import Study
@@ -122,7 +122,7 @@ def _engines(study: Study) -> tuple[Engine, dict[str, torch.Tensor], Engine, dic
     network = build(study.model, classes=size, seed=study.study.seed, dtype=dtype)
     task_size = len(study.episodes.class_names) if study.episodes.labels == "fixed" else study.episodes.ways
     check_network(study, network)
-    fresh = build(study.model, classes=task_size, seed=study.study.seed, dtype=dtype)
+    fresh = build(untrained(study.model), classes=task_size, seed=study.study.seed, dtype=dtype)
     return (
         Engine(learner, network, devices, cores, study.algorithm.precision),
         learner.theta(network),

@@ -127,6 +127,9 @@ class Sites(_Group):
 class Model(_Group):
     """The network and its images. ``arguments`` is a JSON object handed to a MONAI network or a factory.
 
+    With ``head:`` before its name, only the network's last layer learns and is sent; its body stays as it begins. With
+    a ``start`` among the arguments, any network's body begins as a released theta: the SHA-256 of that file.
+
     ``window`` is how grey values are shown: ``header`` as the file says, or a window for CT by its name.
     """
 
@@ -403,6 +406,11 @@ class Study(_Group):
                     f"episodes.train-ways is {train_ways} and episodes.classes names {len(classes)} classes: "
                     "set it to 0, or from 2 to that number"
                 )
+        if self.model.name.startswith("head:") and self.algorithm.name in {"protonet", "protomaml"}:
+            raise ValueError(
+                f"model.name is {self.model.name}, of which the head alone learns, but {self.algorithm.name} shares no "
+                "head: choose another algorithm, such as maml or anil, or leave 'head:' out"
+            )
         if self.algorithm.inner_steps == 0 and self.algorithm.name not in {"protonet", "local-only"}:
             raise ValueError(f"algorithm.inner-steps is 0, but {self.algorithm.name} needs at least 1")
         return self

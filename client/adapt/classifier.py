@@ -21,7 +21,7 @@ from common.meta.learner import InnerLoop, Learner, State
 from common.meta.local_sgd import LocalSgd
 from common.meta.protomaml import ABSENT
 from common.meta.protonet import ProtoNet
-from common.models import build
+from common.models import build, untrained
 from common.models.fixed_norm import fix_statistics, with_fixed_statistics
 from common.models.network import Network, Theta
 
@@ -120,15 +120,16 @@ def start(trained: Trained, classes: Sequence[str]) -> Start:
 
 def from_scratch(trained: Trained, classes: int, seed: int) -> Start:
     """Return the same network, untrained."""
-    network = build(trained.study.model, classes=classes, seed=seed)
+    network = build(untrained(trained.study.model), classes=classes, seed=seed)
     return Start(network, network.theta(), knows=False)
 
 
 def as_it_is(begin: Start, x: Tensor) -> Classifier:
     """Return theta as it is, its statistics fixed to those of some images; a theta without head has one of zeros."""
     network = begin.network
+    known = {**network.fixed, **begin.theta}
     theta = {
-        name: begin.theta[name].to(x) if name in begin.theta else torch.zeros_like(p).to(x)
+        name: known[name].to(x) if name in known else torch.zeros_like(p).to(x)
         for name, p in network.named_parameters()
     }
     return _classifier(network, theta, x)
@@ -140,7 +141,7 @@ def learner_begins(learner: Learner, begin: Start, support: Batch) -> Start:
         return begin
     theta: Theta = {name: t.to(support.x) for name, t in begin.theta.items()}
     weights = _plain(learner.begin(deepcopy(begin.network), theta, support))
-    return replace(begin, theta={name: weights[name].detach() for name, _ in begin.network.named_parameters()})
+    return replace(begin, theta={name: weights[name].detach() for name in begin.network.theta()})
 
 
 def steps_of_learner(
@@ -198,5 +199,6 @@ def _plain(state: State) -> Theta:
 
 
 def _classifier(network: Network, weights: Theta, x: Tensor) -> Classifier:
-    own = {name: weights[name].detach() for name, _ in network.named_parameters()}
+    whole = {**{name: t.to(x) for name, t in network.fixed.items()}, **weights}
+    own = {name: whole[name].detach() for name, _ in network.named_parameters()}
     return Classifier(with_fixed_statistics(network), fix_statistics(network, own, x))

@@ -25,7 +25,7 @@ from client.calibration import Calibration, from_json
 from client.data.image import Recipe
 from common.canonical import sha256_hex
 from common.errors import DataError, NotPreparedError
-from common.models import build
+from common.models import build, untrained
 from common.models.fixed_norm import with_fixed_statistics
 from common.study import Model
 
@@ -137,7 +137,7 @@ def read_adapted(folder: Path) -> AdaptedModel:
         raise DataError(f"this program reads adapted models of version {_VERSION}: adapt again")
     try:
         plan, classes = Model.model_validate(about["model"]), tuple(about["classes"])
-        structure = with_fixed_statistics(build(plan, classes=len(classes), seed=0))
+        structure = with_fixed_statistics(build(untrained(plan), classes=len(classes), seed=0))
         names = [name for name, _ in structure.named_parameters()]
         adapted, theta = (
             Classifier(structure, {name: tensors[prefix + name] for name in names}) for prefix in (_ADAPTED, _THETA)

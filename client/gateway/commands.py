@@ -143,7 +143,8 @@ def _elements(study: Study) -> int:
     from common.meta import head_size, make_learner  # imports torch
     from common.models import build
 
-    network = build(study.model, classes=head_size(study.algorithm, study.episodes), seed=study.study.seed)
+    classes = head_size(study.algorithm, study.episodes)
+    network = build(study.model, classes=classes, seed=study.study.seed, released=False)  # its size is all that counts
     return sum(tensor.numel() for tensor in make_learner(study.algorithm).theta(network).values())
 
 

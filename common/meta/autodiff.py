@@ -57,8 +57,9 @@ class _Eager:
             first, second = ({n: t.detach().requires_grad_() for n, t in d.items()} for d in (first, second))
             out = function(first, second)
             leaves = [*first.values(), *second.values()]
+            moved = [name for name in cotangent if out[name].requires_grad]  # a fixed body's features do not move
             grads = torch.autograd.grad(
-                [out[name] for name in cotangent], leaves, list(cotangent.values()), materialize_grads=True
+                [out[name] for name in moved], leaves, [cotangent[name] for name in moved], materialize_grads=True
             )
         split = len(first)
         return dict(zip(first, grads[:split], strict=True)), dict(zip(second, grads[split:], strict=True))

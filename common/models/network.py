@@ -42,6 +42,11 @@ class Network(nn.Module):
     features, classes : int
         The sizes of the head.
 
+    Attributes
+    ----------
+    fixed : dict of str to Tensor
+        The body's parameters by name where they are constants and no part of theta (`fix_body`); else empty.
+
     Raises
     ------
     ModelError
@@ -52,22 +57,31 @@ class Network(nn.Module):
         super().__init__()
         self.body = body
         self.head = nn.Linear(features, classes)
+        self.fixed: dict[str, Tensor] = {}
         if buffers := [name for name, _ in self.named_buffers()]:
             raise ModelError(
                 f"the network keeps buffers ({', '.join(buffers[:3])}): wardround shares parameters only; "
                 "use batch-statistics or group norm, which keep none"
             )
 
+    def fix_body(self) -> None:
+        """Make the body's present values constants: theta is the head alone, and so is all that learns and is sent."""
+        # No buffers and no parameters: moved to another device or to none, a copy of this module keeps them.
+        self.fixed = {name: p.detach() for name, p in self.named_parameters() if name.startswith("body.")}
+
     def theta(self) -> dict[str, Tensor]:
-        """Return a detached copy of all parameters, by name."""
-        return {name: p.detach().clone() for name, p in self.named_parameters()}
+        """Return a detached copy of all parameters that are not fixed, by name."""
+        return {name: p.detach().clone() for name, p in self.named_parameters() if name not in self.fixed}
 
     def features(self, theta: Theta, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the features ``[N, F]`` of images ``[N, C, *]`` under some parameters.
 
-        It swaps parameters into this module while it runs: one module must not serve two threads.
+        Where these have no body, it is the fixed one. It swaps parameters into this module while it runs: one module
+        must not serve two threads.
         """
         own = {name.removeprefix("body."): p for name, p in theta.items() if name.startswith("body.")}
+        if not own:
+            own = {name.removeprefix("body."): p.to(x.device) for name, p in self.fixed.items()}
         inputs = (x, mask) if self.body.takes_mask else (x,)
         out: Tensor = functional_call(self.body, own, inputs, strict=True)
         return out

@@ -63,6 +63,21 @@ def test_adam_goes_on_from_where_the_learner_begins(name: str, tmp_path: Path) -
     assert loss(found[20].logits(support.x)) < 0.9 * loss(found[0].logits(support.x))
 
 
+@pytest.mark.parametrize("name", ["maml", "anil", "metasgd", "reptile", "fedavg"])
+def test_where_the_head_alone_learned_the_head_alone_adapts(name: str, tmp_path: Path) -> None:
+    run = trained(tmp_path, {"algorithm.name": name, "model.name": "head:conv4"})
+    begin, support = start(run, ("a", "b", "c")), batch()
+    ((_, zero), (_, adapted)) = steps_of_learner(run.learner, begin, support, 0.1, [0, 3])
+    assert zero.weights.keys() == adapted.weights.keys() == {*run.network.fixed, "head.weight", "head.bias"}
+    for key, t in adapted.weights.items():
+        assert torch.equal(t, zero.weights[key]) == key.startswith("body.")
+    for further in (as_it_is(begin, support.x), dict(steps_of_adam(begin, support, 0.01, [0]))[0]):
+        np.testing.assert_allclose(further.logits(support.x), zero.logits(support.x), rtol=1e-5, atol=1e-5)
+    (_, later), *_ = steps_of_adam(learner_begins(run.learner, begin, support), support, 0.01, [20])
+    assert torch.equal(later.weights["body.convolutions.0.weight"], zero.weights["body.convolutions.0.weight"])
+    assert len(from_scratch(run, 3, seed=1).theta) == len(run.network.fixed) + 2  # by itself, all of it learns
+
+
 def test_training_from_scratch_is_that_of_the_comparison_and_changes_nothing_else(tmp_path: Path) -> None:
     run, support = trained(tmp_path), batch()
     begin = from_scratch(run, 3, seed=1)
