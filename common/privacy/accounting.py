@@ -11,9 +11,9 @@ from functools import lru_cache
 from math import ceil, inf, log10, sqrt
 from typing import Any, Literal
 
-from common.privacy.gaussian import epsilon_of, mu_of
+from common.privacy.gaussian import delta_of, epsilon_of, mu_of
 
-__all__ = ["Relation", "Rounds", "epsilon", "noise_for", "renyi_epsilon"]
+__all__ = ["Relation", "Rounds", "deltas", "epsilon", "noise_for", "renyi_epsilon"]
 
 #: What "the same data but for one patient" means: there or not, or another patient in the place.
 Relation = Literal["add-remove", "replace"]
@@ -63,6 +63,20 @@ def epsilon(rounds: Sequence[Rounds], delta: float, relation: Relation = "add-re
     return _epsilon(rounds, delta, relation, 1e-4)
 
 
+def deltas(rounds: Rounds, epsilons: Sequence[float]) -> list[float]:
+    """Return the delta that some rounds have at each of some epsilons, patients added or removed: upper bounds.
+
+    Where the epsilons that are worth a digit lie far apart, sampling is left out of the account.
+    """
+    if rounds.noise <= 0:
+        return [1.0] * len(epsilons)
+    if rounds.sampling == 1 or renyi_epsilon([rounds], 1e-5) > _PLENTY:
+        mu = sqrt(rounds.count) / rounds.noise
+        return [delta_of(at, mu) for at in epsilons]
+    accountant = _losses((rounds,), "add-remove", 1e-3)
+    return [float(delta) for delta in accountant.get_delta(list(epsilons))]
+
+
 def renyi_epsilon(rounds: Sequence[Rounds], delta: float) -> float:
     """Return an upper bound on the epsilon of some rounds by Renyi's divergence, for patients added or removed.
 
@@ -103,19 +117,24 @@ def noise_for(wanted: float, delta: float, sampling: float, count: int) -> float
 
 @lru_cache(maxsize=256)
 def _epsilon(rounds: tuple[Rounds, ...], delta: float, relation: Relation, step: float) -> float:
-    import dp_accounting
-    from dp_accounting import pld
-
     bound = renyi_epsilon(rounds, delta)
     if bound > _PLENTY:
         mu = sqrt(sum(part.count / part.noise**2 for part in rounds))
         return bound if relation == "add-remove" else epsilon_of(delta, 2 * mu)
+    return float(_losses(rounds, relation, step).get_epsilon(delta))
+
+
+def _losses(rounds: Sequence[Rounds], relation: Relation, step: float) -> Any:
+    """Return an accountant of some rounds' privacy losses, discretised in steps."""
+    import dp_accounting
+    from dp_accounting import pld
+
     one = dp_accounting.NeighboringRelation
     neighbours = {"add-remove": one.ADD_OR_REMOVE_ONE, "replace": one.REPLACE_ONE}
     accountant: Any = pld.PLDAccountant(neighbours[relation], step)
     for part in rounds:
         accountant.compose(_event(dp_accounting, part), part.count)
-    return float(accountant.get_epsilon(delta))
+    return accountant
 
 
 def _event(library: Any, part: Rounds) -> Any:

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
+from common.privacy.accounting import deltas, epsilon
 from common.privacy.gaussian import delta_of
+from common.privacy.statement import rounds_of
 from common.study import Study
 
-__all__ = ["Bound", "at_least", "at_most", "bound_of_a_round"]
+__all__ = ["Bound", "at_least", "at_most", "bound_of_a_round", "bound_of_the_study"]
 
 _CELLS = 20_000  # of the integral under the curve
 
@@ -57,9 +59,9 @@ class Bound:
 
     def _curve(self, false_positives: NDArray[np.float64]) -> NDArray[np.float64]:
         least = np.ones_like(false_positives)
-        for epsilon, delta in self.pairs:
-            least = np.minimum(least, exp(epsilon) * false_positives + delta)
-            least = np.minimum(least, 1 - exp(-epsilon) * (1 - delta - false_positives))
+        for e, d in self.pairs:
+            least = np.minimum(least, exp(e) * false_positives + d)
+            least = np.minimum(least, 1 - exp(-e) * (1 - d - false_positives))
         return least
 
 
@@ -76,6 +78,20 @@ def bound_of_a_round(study: Study) -> Bound | None:
     mu = 1 / study.privacy.noise
     most = max(4.0, mu * (mu / 2 + 8))
     return Bound(tuple((float(e), delta_of(float(e), mu)) for e in np.linspace(0, most, 200)))
+
+
+def bound_of_the_study(study: Study) -> Bound | None:
+    """Return what all answers together leave to be told of a patient's being in the data; None without a guarantee.
+
+    It is the study's epsilon, at every delta at once: over all rounds, the coins of a patient among what is secret. It
+    is not comparable with `bound_of_a_round`, which is of a patient who is known to be in the data.
+    """
+    if not study.privacy.guaranteed:
+        return None
+    rounds = rounds_of(study)
+    most = min(60.0, max(4.0, epsilon([rounds], 1e-6)))
+    grid = [float(e) for e in np.linspace(0, most, 200)]
+    return Bound(tuple(zip(grid, deltas(rounds, grid), strict=True)))
 
 
 def at_least(hits: float, trials: float, error: float = 0.05) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from client.data.html import png, text, write_private
 from simulations.redteam.figures import Figure
 from simulations.redteam.reconstruction import CANDIDATES, Picture
-from simulations.redteam.table import outcome, words
+from simulations.redteam.table import outcome, promised, words
 from simulations.redteam.team import Result, Row
 from simulations.redteam.tricks import Trick
 
@@ -151,7 +151,7 @@ def _setting(results: Sequence[Result]) -> Iterator[str]:
     yield f"<p class='note'>{first.numbers:,} numbers an answer.</p>\n"
     yield f"<div class='defences' style='--n:{len(results)}'>"
     for result in results:
-        yield f"<div class='defence'><h3>{result.defence}</h3><p class='note'>{text(result.guarantee)}; "
+        yield f"<div class='defence'><h3>{result.defence}</h3><p class='note'>{text(promised(result))}; "
         yield f"{result.releases} answers</p>"
         yield from (_bar(row) for row in result.rows if row.figures[0].name == "AUC")
         yield f"<p class='note'>{_ranks(result)}</p>"

@@ -11,7 +11,7 @@ from simulations.redteam.figures import Figure
 from simulations.redteam.team import Result
 from simulations.redteam.tricks import Trick
 
-__all__ = ["as_tree", "outcome", "table", "tricks_table", "words"]
+__all__ = ["as_tree", "outcome", "promised", "table", "tricks_table", "words"]
 
 
 def table(results: list[Result]) -> Table:
@@ -22,10 +22,11 @@ def table(results: list[Result]) -> Table:
     out.add_column("figures")
     for result in results:
         ranks = result.ranks
+        out.add_row(result.setting, result.defence, "guarantee", "all rounds", promised(result))
         about = (
             f"equal in {ranks.equal} of {ranks.releases} (median {ranks.median_rank:g}, images {ranks.median_seen:g})"
         )
-        out.add_row(result.setting, result.defence, "rank", "first layer", about)
+        out.add_row("", "", "rank", "first layer", about)
         for row in result.rows:
             figures = "\n".join(f"{figure.name} {words(figure)}" for figure in row.figures)
             out.add_row("", "", row.attack, row.target, figures, end_section=row is result.rows[-1])
@@ -53,6 +54,17 @@ def words(figure: Figure) -> str:
     """Return a figure with its limits and, where there is one, its bound."""
     bound = "" if figure.bound is None else f" {'ABOVE' if figure.broken else '<'} {figure.bound:.3f}"
     return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]{bound}"
+
+
+def promised(result: Result) -> str:
+    """Return a run's guarantee over all its rounds, and how that differs from the bounds on the attacks."""
+    if result.areas is None:
+        return result.guarantee
+    round_area, study_area = result.areas
+    return (
+        f"{result.guarantee}: the AUC of a test of who is in the data, by all answers, is {study_area:.3f} at most; of "
+        f"who is in a round, by one answer, {round_area:.3f}, as bounds on attacks have it"
+    )
 
 
 def as_tree(result: Result) -> dict[str, Any]:

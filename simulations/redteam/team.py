@@ -8,7 +8,7 @@ import torch
 
 from common.privacy.statement import guarantee
 from common.study import Study
-from simulations.redteam.bounds import bound_of_a_round
+from simulations.redteam.bounds import bound_of_a_round, bound_of_the_study
 from simulations.redteam.figures import Figure, rates
 from simulations.redteam.membership import ATTACKS, label_trials, trials_of
 from simulations.redteam.oracle import truth
@@ -60,6 +60,9 @@ class Result:
     ----------
     guarantee : str
         The study's sentence.
+    areas : tuple of (float, float) or None
+        The largest AUC that the guarantee leaves: of a patient in a round, by that answer; and of a patient in the
+        data, by all answers of the study. None without a guarantee.
     releases, numbers : int
         Answers that were attacked, and numbers in each.
     ranks : Ranks
@@ -73,6 +76,7 @@ class Result:
     setting: str
     defence: str
     guarantee: str
+    areas: tuple[float, float] | None
     releases: int
     numbers: int
     ranks: Ranks
@@ -119,7 +123,7 @@ def attack_study(
 def attack_run(scene: Scene, setting: str, defence: str) -> Result:
     """Make every attack on a run."""
     study = scene.study
-    bound = bound_of_a_round(study)
+    bound, whole = bound_of_a_round(study), bound_of_the_study(study)
     truths = {release: truth(scene.sessions[release.site], release.round) for release in scene.releases}
     rows = []
     for name, attack in ATTACKS.items():
@@ -137,6 +141,7 @@ def attack_run(scene: Scene, setting: str, defence: str) -> Result:
         setting,
         defence,
         guarantee(study),
+        (bound.area, whole.area) if bound and whole else None,
         len(scene.releases),
         scene.releases[0].vector.size,
         Ranks(int((ranks == seen).sum()), len(ranks), float(np.median(ranks)), float(np.median(seen))),

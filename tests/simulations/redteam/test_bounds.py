@@ -7,7 +7,9 @@ import pytest
 from scipy.special import ndtr, ndtri
 from scipy.stats import binom
 
-from simulations.redteam.bounds import Bound, at_least, at_most, bound_of_a_round
+from common.privacy.accounting import deltas, epsilon
+from common.privacy.statement import rounds_of
+from simulations.redteam.bounds import Bound, at_least, at_most, bound_of_a_round, bound_of_the_study
 from simulations.redteam.figures import Trials, area, identified, rates
 from simulations.redteam.settings import attacked
 from tests.simulations.redteam.scenes import TINY
@@ -77,3 +79,24 @@ def test_an_attack_above_its_bound_is_broken_and_one_below_is_not() -> None:
     assert not any(f.broken for f in rates(trials(4.0), None))
     assert identified([1.0] * 30, 100, bound).broken
     assert not identified([0.0] * 29 + [1.0], 100, bound).broken
+
+
+@pytest.mark.parametrize("sampling", [1.0, 0.3])
+def test_the_studys_bound_is_of_all_rounds(sampling: float) -> None:
+    """Without sampling it is the curve of one Gaussian mechanism with the root of the rounds times mu."""
+    study = attacked(TINY, "linear, first order", "episode-clip", 1.0, 4.0, sampling)
+    bound = bound_of_the_study(study)
+    assert bound is not None
+    mu = sqrt(study.study.rounds) / 4.0
+    for wrong in (0.01, 0.1, 0.5):
+        exact = ndtr(ndtri(wrong) + mu)
+        if sampling == 1:
+            assert exact <= bound.true_positives(wrong) <= exact + 2e-3
+        else:
+            assert wrong < bound.true_positives(wrong) < exact - 0.01
+    longer = bound_of_the_study(study.override({"study.rounds": 40}))
+    assert longer is not None
+    assert longer.area > bound.area + 0.05
+    assert bound_of_the_study(attacked(TINY, "linear, first order", "none", 1.0, 1.1, 0.5)) is None
+    cost = epsilon([rounds_of(study)], 1e-5)
+    assert deltas(rounds_of(study), [cost]) == [pytest.approx(1e-5, rel=0.2)]

@@ -49,6 +49,7 @@ def test_a_broken_guarantee_has_exit_code_1(tmp_path: Path, monkeypatch: pytest.
     (result,) = found["results"]
     assert result["broken"]
     assert all(trick["code"] == trick["wanted"] for trick in found["tricks"])
+    assert 0.5 < min(result["areas"]) <= 1
     assert "The guarantee does not hold" in page.read_text()
 
 
