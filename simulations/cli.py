@@ -269,6 +269,86 @@ def redteam(
         raise RoundError("an attack is above its bound, please report this:\n  " + "\n  ".join(broken))
 
 
+@app.command(epilog="Example: wardround-lab privacy --epsilon 1,3,8,inf --seeds 5 --picture frontier.png")
+@plain_errors
+def privacy(
+    study: Annotated[
+        Path | None, typer.Option(help="A study file with fixed labels; without one, small phantoms.")
+    ] = None,
+    wanted: Annotated[
+        str, typer.Option("--epsilon", help="Comma-separated, each of the whole study; inf is no mechanism.")
+    ] = "1,3,8,inf",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every setting.")] = 5,
+    mechanisms: Annotated[str, typer.Option(help="Comma-separated.")] = "episode-clip,patient-clip",
+    learners: Annotated[str, typer.Option(help="Comma-separated: first and second order.")] = "fomaml,maml",
+    parts: Annotated[
+        str, typer.Option(help="Comma-separated: all of the network, its last layer over a fixed body.")
+    ] = "full,head",
+    start: Annotated[
+        Path | None, typer.Option(help="Start every body from this theta.safetensors of other, public data.")
+    ] = None,
+    clip: Annotated[float, typer.Option(min=1e-9, help="privacy.clip.")] = 1.0,
+    sampling: Annotated[float, typer.Option(min=1e-9, max=1, help="privacy.sampling.")] = 0.2,
+    delta: Annotated[float, typer.Option(min=1e-15, max=0.1, help="privacy.delta.")] = 1e-5,
+    attacked: Annotated[int, typer.Option(min=1, help="Attack the answers of so many rounds, the last ones.")] = 5,
+    runs: Annotated[
+        Path, typer.Option(help="Append a line a run to this file (JSON); what it holds is not run again.")
+    ] = Path("frontier.jsonl"),
+    picture: Annotated[Path | None, typer.Option(help="Draw the frontier (PNG).")] = None,
+    change: Change = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what privacy costs: accuracy and attacks by epsilon, mechanism, learner and part of the network.
+
+    Signal to noise is said before anything runs. Exit code 1: an attack is proven to be above the bound of the
+    guarantee. That is a bug in wardround.
+    """
+    from common.models.released import keep
+    from common.study import names
+    from simulations.experiments import frontier
+    from simulations.experiments.frontier_table import recalls, rows, table, tree
+    from simulations.figures.frontier import draw_frontier
+
+    plan = _plan(study, change, frontier.built_in())
+    _prepare(plan)
+    setting = frontier.Setting(sampling, clip, delta, keep(start) if start else "", attacked)
+    chosen = frontier.Choice(
+        names(mechanisms), names(learners), names(parts), tuple(map(_epsilon, names(wanted))), seeds
+    )
+    todo = frontier.plans(plan, setting, chosen)
+    for sentence in frontier.forecast(todo):
+        _progress.print(sentence)
+    known, done = frontier.read(runs), []
+    with _count("runs", len(todo)) as step:
+        for one, run in frontier.measure(todo, attacked, known):
+            done.append((one, run))
+            if run not in known:
+                with runs.open("a") as lines:
+                    lines.write(frontier.line(run))
+            step(frontier.name_of(one))
+    found = rows(done)
+    if picture is not None:
+        draw_frontier(found, picture, plan.study.title)
+    if as_json:
+        print(json.dumps(tree(found), indent=1))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 200)
+        console.print(table(found, f"{plan.study.title}: {plan.study.rounds} rounds, {seeds} seed(s)"))
+        console.print(recalls(found))
+    if broken := [frontier.name_of(one) for one, run in done if any(f["broken"] for f in run.attack.values())]:
+        raise RoundError("an attack is above its bound, please report this:\n  " + "\n  ".join(broken))
+
+
+def _epsilon(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise StudyError(f"--epsilon takes numbers above 0 and inf, separated by commas (it was {text!r})")
+    return value
+
+
 def _plan(file: Path | None, changes: list[str] | None, default: Study | None = None) -> Study:
     study = (default or Study()) if file is None else read_study(file)
     given: dict[str, bool | int | float | str] = {}
@@ -345,6 +425,22 @@ def _bar(study: Study) -> Iterator[Any]:
             )
 
         yield update
+
+
+@contextmanager
+def _count(what: str, total: int) -> Iterator[Any]:
+    """Show how many of some long tasks are done, and for how long the rest will take."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[last]}"),
+    )
+    with Progress(*columns, console=_progress) as progress:
+        task = progress.add_task(what, total=total, last="")
+        yield lambda last: progress.update(task, advance=1, last=last)
 
 
 def _show(study: Study, result: dict[str, Any], folder: Path, *, as_json: bool) -> None:

@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from safetensors.torch import load_file
 
 from client.session import Session, open_session, virtual_site
 from common.contract import Instruction, Vector, check_instruction, check_reply
 from common.errors import RoundError
 from common.meta import flatten, unflatten
 from common.models.network import Network
+from common.paths import home
 from common.study import Study
+from server.record import run_folder
 from simulations.engines.inprocess import run_in_process
 from simulations.prepare import prepare
 
@@ -54,11 +57,14 @@ class Scene:
         All answers, in the order of their rounds and sites.
     sessions : tuple of Session
         The sites from inside. Attacks see nothing of them but the network; the oracle sees all.
+    theta : dict of str to Tensor
+        What the run published.
     """
 
     study: Study
     releases: tuple[Release, ...]
     sessions: tuple[Session, ...]
+    theta: dict[str, torch.Tensor]
 
     @property
     def network(self) -> Network:
@@ -99,7 +105,8 @@ def record(study: Study) -> Scene:
     """
     recorder = _Recorder()
     with copies(study), redirect_stdout(StringIO()):  # a line a round
-        run_in_process(study, client=recorder)
+        run_id, _ = run_in_process(study, client=recorder)
+        published = load_file(run_folder(run_id) / "theta.safetensors")
     config = study.run_config()
     sessions = tuple(open_session(config, {"partition-id": site}) for site in range(study.data.sites))
     example = flatten(sessions[0].theta).numpy()
@@ -119,7 +126,7 @@ def record(study: Study) -> Scene:
         releases.append(Release(site, instruction.round, thetas[instruction.theta], vector))
     if not releases:
         raise RoundError("no site answered a single round: there is nothing to attack")
-    return Scene(study, tuple(sorted(releases, key=lambda r: (r.round, r.site))), sessions)
+    return Scene(study, tuple(sorted(releases, key=lambda r: (r.round, r.site))), sessions, published)
 
 
 @contextmanager
@@ -135,9 +142,11 @@ def copies(study: Study) -> Iterator[None]:
 
 @contextmanager
 def _a_home_of_its_own() -> Iterator[None]:
-    before = os.environ.get("WARDROUND_HOME")
+    before, released = os.environ.get("WARDROUND_HOME"), home() / "released"
     with tempfile.TemporaryDirectory(prefix="wardround-redteam-", ignore_cleanup_errors=True) as folder:
         os.environ["WARDROUND_HOME"] = str(Path(folder))
+        if released.is_dir():  # thetas that studies start from
+            (home() / "released").symlink_to(released.resolve(), target_is_directory=True)
         try:
             yield
         finally:
