@@ -80,6 +80,18 @@ _PHANTOMS: Changes = {
 }
 
 
+# Whatever the study itself has: every run's mechanism is the one that it is for.
+_NO_MECHANISM: Changes = {
+    "privacy.mechanism": "none",
+    "privacy.clip": 0.0,
+    "privacy.noise": 0.0,
+    "privacy.sampling": 0.0,
+    "privacy.delta": 0.0,
+    "privacy.research": False,
+    "privacy.figures": "withheld",
+}
+
+
 def built_in() -> Study:
     """Return the study that is measured where none is named."""
     return Study().override(_PHANTOMS)
@@ -236,7 +248,7 @@ def _common(study: Study, setting: Setting, learner: str, part: str) -> Changes:
         "episodes.test-every": 0,
         "episodes.scratch-steps": 0,
         "outer.patience": 0,
-        "privacy.figures": "withheld",
+        **_NO_MECHANISM,
     }
     if setting.start:
         changes["model.arguments"] = json.dumps(json.loads(model.arguments) | {"start": setting.start})

@@ -52,7 +52,10 @@ def sites() -> None:
 
 
 def test_every_combination_is_run_with_the_noise_that_its_epsilon_needs() -> None:
-    todo = plans(TINY, SETTING, Choice(epsilons=(2.0, inf), seeds=2))
+    own = {"privacy.mechanism": "episode-clip", "privacy.clip": 9.0, "privacy.noise": 9.0, "privacy.sampling": 0.9}
+    private = TINY.override({**own, "privacy.delta": 0.1, "privacy.figures": "withheld"})
+    todo = plans(private, SETTING, Choice(epsilons=(2.0, inf), seeds=2))
+    assert todo == plans(TINY, SETTING, Choice(epsilons=(2.0, inf), seeds=2))
     names = [(p.part, p.learner, p.mechanism, p.study.study.seed) for p in todo]
     assert len(set(names)) == len(names) == 2 * 2 * 2 * 3
     assert len({p.study.digest for p in todo}) == len(todo)
