@@ -276,8 +276,9 @@ def privacy(
         Path | None, typer.Option(help="A study file with fixed labels; without one, small phantoms.")
     ] = None,
     wanted: Annotated[
-        str, typer.Option("--epsilon", help="Comma-separated, each of the whole study; inf is no mechanism.")
-    ] = "1,3,8,inf",
+        str,
+        typer.Option("--epsilon", help="Comma-separated, of the whole study; inf is no mechanism, 0 no round."),
+    ] = "0,1,3,8,inf",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every setting.")] = 5,
     mechanisms: Annotated[str, typer.Option(help="Comma-separated.")] = "episode-clip,patient-clip",
     learners: Annotated[str, typer.Option(help="Comma-separated: first and second order.")] = "fomaml,maml",
@@ -343,9 +344,9 @@ def _epsilon(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise StudyError(f"--epsilon takes numbers above 0 and inf, separated by commas (it was {text!r})")
+        value = -1.0
+    if not value >= 0:
+        raise StudyError(f"--epsilon takes numbers from 0 to inf, separated by commas (it was {text!r})")
     return value
 
 

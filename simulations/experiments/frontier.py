@@ -3,7 +3,7 @@
 Every run is the study with the real apps on copies of its virtual sites, noise from the operating system and figures
 withheld, as hospitals would run it. An epsilon is that of the whole study: the noise follows from it, the sampling
 rate, the rounds and delta. No noise (epsilon infinite) is the study without a mechanism: what privacy costs is the
-difference to that, seed by seed.
+difference to that, seed by seed. Epsilon 0 is no round at all: what a site has without the others, from the same start.
 """
 
 import json
@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from client.session import open_session
+from client.session import Session, open_session
 from common.errors import StudyError
 from common.privacy.accounting import noise_for
 from common.study import Study
 from server.plan import facts_of
+from server.rounds import initial_theta
 from simulations.experiments.frontier_score import membership, utility
 from simulations.redteam.bounds import bound_of_a_round, bound_of_the_study
 from simulations.redteam.oracle import offered
@@ -120,12 +121,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which runs are asked for: all combinations, so many seeds of each. An infinite epsilon is no mechanism."""
+    """Which runs are asked for: all combinations, so many seeds of each.
+
+    An infinite epsilon is no mechanism, and 0 no round.
+    """
 
     mechanisms: Sequence[str] = MECHANISMS
     learners: Sequence[str] = LEARNERS
     parts: Sequence[str] = PARTS
-    epsilons: Sequence[float] = (1.0, 3.0, 8.0, inf)
+    epsilons: Sequence[float] = (0.0, 1.0, 3.0, 8.0, inf)
     seeds: int = 5
 
 
@@ -136,7 +140,7 @@ class Plan:
     Attributes
     ----------
     mechanism : str
-        One of `MECHANISMS`, or ``none`` where epsilon is infinite.
+        One of `MECHANISMS`, ``none`` where epsilon is infinite, or ``no round`` where it is 0.
     epsilon : float
         Asked for.
     study : Study
@@ -199,16 +203,12 @@ class Run:
 
 def training_patients(study: Study) -> int:
     """Return the median number of training patients with a class of the study, over the sites that train."""
-    counts = []
-    for number in range(study.data.sites):
-        session = open_session(study.run_config(), {"partition-id": number})
-        if not session.held_out:
-            counts.append(len(np.unique(session.site.patients[offered(session)])))
+    counts = [len(np.unique(s.site.patients[offered(s)])) for s in _sessions(study) if not s.held_out]
     return int(median(counts))
 
 
 def plans(study: Study, setting: Setting, choice: Choice) -> list[Plan]:
-    """Return the runs to make, seed after seed; the ones without a mechanism stand for both.
+    """Return the runs to make, seed after seed; the ones without a mechanism or a round stand for both mechanisms.
 
     With ``patient-clip``, ``shots`` and ``queries`` are set so that sums are divided by about as many patients as are
     in a round: the sampling rate times the training patients of the median site. Meta-test keeps the study's own.
@@ -224,7 +224,7 @@ def plans(study: Study, setting: Setting, choice: Choice) -> list[Plan]:
             raise StudyError(f"no {', '.join(wrong)} here: choose among {', '.join(known)}")
     if study.episodes.labels != "fixed":
         raise StudyError("the frontier needs episodes.labels = 'fixed': patient-clip has no other")
-    costs = [cost for cost in choice.epsilons if cost < inf]
+    costs = [cost for cost in choice.epsilons if 0 < cost < inf]
     noises = {cost: noise_for(cost, setting.delta, setting.sampling, study.study.rounds) for cost in costs}
     people = setting.sampling * training_patients(study)
     out = []
@@ -232,6 +232,9 @@ def plans(study: Study, setting: Setting, choice: Choice) -> list[Plan]:
         judged = study.override({**_common(study, setting, learner, part), "study.seed": study.study.seed + seed})
         if cost == inf:
             out.append(Plan("none", learner, part, inf, judged, judged))
+            continue
+        if cost == 0:
+            out.append(Plan("no round", learner, part, 0.0, judged.override({"study.rounds": 0}), judged))
             continue
         for mechanism in choice.mechanisms:
             changes = _private(study, setting, mechanism, noises[cost], people)
@@ -275,14 +278,15 @@ def _private(study: Study, setting: Setting, mechanism: str, noise: float, peopl
 
 def name_of(plan: Plan) -> str:
     """Return what a run is, in a few words."""
-    cost = "no mechanism" if plan.epsilon == inf else f"{plan.mechanism}, epsilon {plan.epsilon:g}"
+    private = plan.study.privacy.guaranteed
+    cost = f"{plan.mechanism}, epsilon {plan.epsilon:g}" if private else plan.mechanism.replace("none", "no mechanism")
     return f"{plan.part}, {plan.learner}, {cost}, seed {plan.study.study.seed}"
 
 
 def forecast(todo: Sequence[Plan]) -> Iterator[str]:
     """Return what the plan says of every private setting before anything runs: how much of the signal noise leaves."""
     for plan in todo:
-        if plan.epsilon < inf and plan.judged.study.seed == todo[0].judged.study.seed:
+        if plan.study.privacy.guaranteed and plan.judged.study.seed == todo[0].judged.study.seed:
             facts = facts_of(plan.study, [])
             ratio, what = facts["signal_to_noise"]["quorum"], f"{plan.part}, {plan.learner}, {plan.mechanism}"
             yield (
@@ -300,29 +304,35 @@ def measure(todo: Sequence[Plan], attacked: int, known: Sequence[Run] = ()) -> I
 
 def _run(plan: Plan, attacked: int) -> Run:
     began, study = time.monotonic(), plan.study
-    facts = facts_of(study, [])
-    private = plan.mechanism != "none"
+    private = study.privacy.guaranteed
+    facts = facts_of(study, []) if private else {}
     round_bound, study_bound = bound_of_a_round(study), bound_of_the_study(study)
-    scene = record(study)
-    found = {s.site.name: utility(s, plan.judged, scene.theta) for s in scene.sessions}
+    scene = record(study) if plan.epsilon else None
+    theta = scene.theta if scene else initial_theta(study)
+    sessions = scene.sessions if scene else _sessions(study)
+    found = {s.site.name: utility(s, plan.judged, theta) for s in sessions}
     return Run(
         study.digest,
         plan.mechanism,
         plan.learner,
         plan.part,
-        plan.epsilon if private else None,
+        None if plan.epsilon == inf else plan.epsilon,
         study.study.seed,
         study.privacy.noise,
-        facts["epsilon"]["study"] if private else None,
-        scene.releases[0].vector.size,
+        None if plan.epsilon == inf else facts["epsilon"]["study"] if private else 0.0,
+        sum(tensor.numel() for tensor in theta.values()),
         facts["signal_to_noise"]["quorum"] if private else None,
         study.study.rounds,
         attacked,
         {name: figures for name, figures in found.items() if figures is not None},
-        membership(scene, attacked),
+        membership(scene, attacked) if scene else {},
         [round_bound.area, study_bound.area] if round_bound and study_bound else None,
         time.monotonic() - began,
     )
+
+
+def _sessions(study: Study) -> list[Session]:
+    return [open_session(study.run_config(), {"partition-id": number}) for number in range(study.data.sites)]
 
 
 def read(file: Path) -> list[Run]:

@@ -62,7 +62,8 @@ def rows(done: Sequence[tuple[Plan, Run]]) -> list[Row]:
         groups.setdefault((plan.part, plan.learner, plan.mechanism, plan.epsilon), []).append((plan, run))
     free = {(p.part, p.learner, r.seed): _mean(p, r, "balanced") for p, r in done if p.epsilon == inf}
     out = [_row(group, free) for group in groups.values()]
-    return sorted(out, key=lambda row: (row.part, row.learner, row.mechanism != "none", row.mechanism, -row.epsilon))
+    first = ("none", "no round")
+    return sorted(out, key=lambda r: (r.part, r.learner, r.mechanism not in first, r.mechanism, -r.epsilon))
 
 
 def _row(group: Sequence[tuple[Plan, Run]], free: dict[tuple[str, str, int], float]) -> Row:
@@ -134,7 +135,7 @@ def table(found: Sequence[Row], title: str) -> Table:
             f"{row.part} ({row.numbers:,})",
             row.learner,
             row.mechanism,
-            "∞" if row.epsilon == inf else f"{row.epsilon:g} ({rounded_up(row.spent)})",
+            f"{row.epsilon:g} ({rounded_up(row.spent)})" if 0 < row.epsilon < inf else _epsilon(row),
             f"{row.noise:g}" if row.noise else "-",
             "-" if row.signal is None else f"{row.signal:.2g}",
             _words(row.balanced),
@@ -163,10 +164,13 @@ def recalls(found: Sequence[Row]) -> Table:
     for name in ("epsilon", *classes):
         out.add_column(name, justify="right")
     for row in found:
-        epsilon = "∞" if row.epsilon == inf else f"{row.epsilon:g}"
         cells = [_words(row.recall[name]) if name in row.recall else "-" for name in classes]
-        out.add_row(row.part, row.learner, row.mechanism, epsilon, *cells)
+        out.add_row(row.part, row.learner, row.mechanism, _epsilon(row), *cells)
     return out
+
+
+def _epsilon(row: Row) -> str:
+    return "∞" if row.epsilon == inf else f"{row.epsilon:g}"
 
 
 def _words(estimate: Estimate) -> str:

@@ -23,11 +23,11 @@ _DASHES = {"fomaml": "-", "maml": (0, (5, 1.5))}
 def draw_frontier(found: Sequence[Row], path: Path, title: str) -> None:
     """Draw a PNG: a column of two panels for each part, utility above and the attack's AUC below.
 
-    Bars are 95 % intervals over seeds. The level line is the study without a mechanism. Below, marks are what the
-    attack reached, and lines what the guarantee leaves to a test of who was in a round.
+    Bars are 95 % intervals over seeds. Level lines are the study without a mechanism, and its start without a round.
+    Below, marks are what the attack reached, and lines what the guarantee leaves to a test of who was in a round.
     """
     parts = sorted({row.part for row in found})
-    costs = sorted({row.epsilon for row in found if row.epsilon < inf})
+    costs = sorted({row.epsilon for row in found if 0 < row.epsilon < inf})
     figure = Figure(figsize=(5.2 * len(parts) + 0.6, 6.4), dpi=110, layout="constrained")
     grid = figure.subplots(2, len(parts), sharey="row", squeeze=False, height_ratios=(3, 2))
     for (above, below), part in zip(grid.T, parts, strict=True):
@@ -55,7 +55,7 @@ def draw_frontier(found: Sequence[Row], path: Path, title: str) -> None:
 
 
 def _lines(own: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
-    keys = dict.fromkeys((row.mechanism, row.learner) for row in own if row.epsilon < inf)
+    keys = dict.fromkeys((row.mechanism, row.learner) for row in own if 0 < row.epsilon < inf)
     return [
         (mechanism, learner, [row for row in own if (row.mechanism, row.learner) == (mechanism, learner)])
         for mechanism, learner in keys
@@ -64,12 +64,12 @@ def _lines(own: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
 
 def _utility(axes: Axes, own: Sequence[Row], costs: Sequence[float]) -> None:
     for row in own:
-        if row.epsilon == inf:
-            axes.axhline(100 * row.balanced.mean, color=_FAINT, linestyle=_DASHES[row.learner], linewidth=1.2)
+        if row.epsilon in {0.0, inf}:
+            level, name = 100 * row.balanced.mean, "no mechanism" if row.epsilon else "no round"
+            axes.axhline(level, color=_FAINT, linestyle=_DASHES[row.learner], linewidth=1.2)
             axes.annotate(
-                f"{row.learner}, no mechanism", (0, 100 * row.balanced.mean), (0, 2), textcoords="offset points",
-                color=_FAINT, fontsize=7.5,
-            )  # fmt: skip
+                f"{row.learner}, {name}", (0, level), (0, 2), textcoords="offset points", color=_FAINT, fontsize=7.5
+            )
     lines = _lines(own)
     for number, (mechanism, learner, group) in enumerate(lines):
         # Beside each other, or their bars would cover each other.

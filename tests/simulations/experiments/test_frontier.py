@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from client.data.episodes import draw
@@ -19,10 +20,8 @@ from common.models.released import keep
 from common.privacy.accounting import epsilon
 from common.privacy.site_task import sums_of
 from common.privacy.statement import rounds_of
-from server.record import run_folder
 from server.rounds import initial_theta
 from simulations.cli import app
-from simulations.engines.inprocess import run_in_process
 from simulations.experiments import frontier
 from simulations.experiments.frontier import Choice, Plan, Run, Setting, line, measure, plans, read
 from simulations.experiments.frontier_score import utility
@@ -52,8 +51,16 @@ def sites() -> None:
 
 
 def test_every_combination_is_run_with_the_noise_that_its_epsilon_needs() -> None:
-    own = {"privacy.mechanism": "episode-clip", "privacy.clip": 9.0, "privacy.noise": 9.0, "privacy.sampling": 0.9}
-    private = TINY.override({**own, "privacy.delta": 0.1, "privacy.figures": "withheld"})
+    private = TINY.override(
+        {
+            "privacy.mechanism": "episode-clip",
+            "privacy.clip": 9.0,
+            "privacy.noise": 9.0,
+            "privacy.sampling": 0.9,
+            "privacy.delta": 0.1,
+            "privacy.figures": "withheld",
+        }
+    )
     todo = plans(private, SETTING, Choice(epsilons=(2.0, inf), seeds=2))
     assert todo == plans(TINY, SETTING, Choice(epsilons=(2.0, inf), seeds=2))
     names = [(p.part, p.learner, p.mechanism, p.study.study.seed) for p in todo]
@@ -106,13 +113,18 @@ def test_utility_is_what_the_site_itself_would_say() -> None:
 
 def test_runs_are_made_once_and_their_figures_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real apps, both mechanisms, and a file that is gone on with; nobody's ledger is spent."""
-    todo = plans(TINY, SETTING, Choice(learners=("fomaml",), parts=("head",), epsilons=(2.0, inf), seeds=1))
+    todo = plans(TINY, SETTING, Choice(learners=("fomaml",), parts=("head",), epsilons=(2.0, inf, 0.0), seeds=1))
     file = tmp_path / "runs.jsonl"
     for _, run in measure(todo[:2], 3):
         with file.open("a") as lines:
             lines.write(line(run))
-    real, made = frontier._run, []
-    monkeypatch.setattr(frontier, "_run", lambda plan, attacked: made.append(plan) or real(plan, attacked))
+    real, made = frontier._run, list[Plan]()
+
+    def run_and_note(plan: Plan, attacked: int) -> Run:
+        made.append(plan)
+        return real(plan, attacked)
+
+    monkeypatch.setattr(frontier, "_run", run_and_note)
     done = list(measure(todo, 3, read(file)))
     assert made == todo[2:]
     assert [run for _, run in done[:2]] == read(file)
@@ -121,10 +133,13 @@ def test_runs_are_made_once_and_their_figures_are_whole(tmp_path: Path, monkeypa
     for plan, run in done:
         assert set(run.sites) == {"hospital-0", "hospital-1", "hospital-2"}
         assert run.numbers == 3 * 4 + 3
-        assert (run.bounds is None) == (plan.mechanism == "none")
+        assert (run.bounds is None) == (plan.mechanism in {"none", "no round"})
         assert run.spent is None or run.spent <= 2
         assert all(0 <= figure["auc"] <= 1 and not figure["broken"] for figure in run.attack.values())
-        assert run.attack
+        assert bool(run.attack) == (plan.epsilon > 0)
+    judged = todo[-1].judged
+    start = utility(open_session(judged.run_config(), {"partition-id": 1}), judged, initial_theta(judged))
+    assert done[-1][1].sites["hospital-1"] == start
     assert not list(open_session(TINY.run_config(), {"partition-id": 0}).site.folder.glob("ledger*"))
 
 
@@ -149,10 +164,12 @@ def test_a_row_is_the_mean_over_seeds_at_the_held_out_site() -> None:
     assert second.cost is not None
     assert second.cost.mean == pytest.approx(fmean([0.1, 0.2]))  # seed by seed
     assert second.cost.half == pytest.approx(12.706 * stdev([0.1, 0.2]) / sqrt(2), rel=1e-3)
-    assert second.worst == ("hospital-0", pytest.approx(0.4))
+    assert second.worst[0] == "hospital-0"
+    assert second.worst[1] == pytest.approx(0.4)
     assert second.recall["ring"].mean == pytest.approx(0.3)
     assert "cross" not in second.recall
-    assert second.auc == ("query", pytest.approx(0.55))
+    assert second.auc is not None
+    assert second.auc[1] == pytest.approx(0.55)
     (alone,) = rows(private[:1])
     assert alone.cost is None
     assert isnan(alone.balanced.half)
@@ -162,15 +179,15 @@ def test_a_row_is_the_mean_over_seeds_at_the_held_out_site() -> None:
 
 
 def test_the_command_prints_a_table_and_draws(tmp_path: Path) -> None:
-    """From a body that other hospitals trained; the second time nothing is run."""
-    other = TINY.override({"study.seed": 77, "study.rounds": 1, "episodes.scratch-steps": 0})
-    run, _ = run_in_process(other)
+    """From a released body; the second time nothing is run."""
+    start = tmp_path / "theta.safetensors"
+    save_file(initial_theta(TINY.override({"study.seed": 77})), start)
     study = tmp_path / "tiny.toml"
     study.write_text(TINY.toml())
     asked = [
         "privacy", "--study", str(study), "--epsilon", "2,inf", "--seeds", "1", "--learners", "fomaml",
         "--parts", "head", "--mechanisms", "patient-clip", "--attacked", "2",
-        "--start", str(run_folder(run) / "theta.safetensors"),
+        "--start", str(start),
         "--runs", str(tmp_path / "runs.jsonl"), "--picture", str(tmp_path / "frontier.png"),
     ]  # fmt: skip
     first, again = (CliRunner().invoke(app, [*asked, *more]) for more in ([], ["--json"]))
@@ -182,7 +199,7 @@ def test_the_command_prints_a_table_and_draws(tmp_path: Path) -> None:
     assert len(read(tmp_path / "runs.jsonl")) == 2
     free, private = json.loads(again.stdout)
     assert (free["epsilon"], private["epsilon"], private["numbers"]) == (None, 2.0, 15)
-    digest = keep(run_folder(run) / "theta.safetensors")
+    digest = keep(start)
     assert digest in plans(TINY, replace(SETTING, start=digest), Choice(seeds=1))[0].study.model.arguments
     wrong = CliRunner().invoke(app, ["privacy", "--study", str(study), "--epsilon", "1,none"])
     assert wrong.exit_code == 2
