@@ -70,7 +70,7 @@ def membership(scene: Scene, rounds: int) -> dict[str, Any]:
     bound, attack = bound_of_a_round(scene.study), ATTACKS[ATTACK]
     found = {}
     for role, trials in trials_of(scene, truths, attack, np.random.default_rng(0)).items():
-        if figures := rates(trials, bound, two_sided=attack.two_sided):
+        if figures := rates(trials, bound):
             area = figures[0]
             found[role] = {"auc": area.value, "low": area.low, "high": area.high, "broken": area.broken}
     return found
