@@ -63,6 +63,7 @@ class Line:
         self.reset_every = 0  # pieces from one that resets its connection to the next
         self.open = asyncio.Event()
         self.dead = asyncio.Event()
+        self._never = asyncio.Event()  # kept here, or what waits for it would be collected as garbage
         self.pieces = 0
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, daemon=True)
@@ -109,11 +110,12 @@ class Line:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        dead = self.dead
-        there, back = await asyncio.open_connection("127.0.0.1", self.edge)
+        dead, ends = self.dead, [writer]
         with suppress(OSError, asyncio.CancelledError):
+            there, back = await asyncio.open_connection("127.0.0.1", self.edge)
+            ends.append(back)
             await asyncio.gather(self._carry(reader, back, dead), self._carry(there, writer, dead))
-        for end in (back, writer):
+        for end in ends:
             end.close()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dead: asyncio.Event) -> None:
@@ -121,7 +123,7 @@ class Line:
             await asyncio.sleep(self.seconds + (len(piece) / self.rate if self.rate else 0))
             await self.open.wait()
             if dead.is_set():
-                await asyncio.Event().wait()
+                await self._never.wait()
             self.pieces += 1
             if self.reset_every and self.pieces % self.reset_every == 0:
                 raw = writer.get_extra_info("socket")
