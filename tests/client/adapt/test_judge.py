@@ -51,6 +51,17 @@ def test_weights_make_classes_alike() -> None:
     assert even.figures("m", np.random.default_rng(0))["Brier score"].value == pytest.approx((0.02 + 1.62) / 2)
 
 
+def test_an_interval_holds_its_value_where_chance_only_adds() -> None:
+    right = np.concatenate([np.arange(200) < 150, np.arange(200) < 170])  # of two confidences, each as it should be
+    sure = np.repeat([0.75, 0.85], 200)
+    p = np.stack([sure, 1 - sure], -1)[None]
+    of = Judged(1 - right.astype(np.int64), np.arange(400), {"m": Outcome(p, p > 0.5, ())}, np.ones(400))
+    error = of.figures("m", np.random.default_rng(0))["expected calibration error"]
+    assert error.value == pytest.approx(0, abs=1e-9)
+    assert error.low == error.value
+    assert error.high > 0.02
+
+
 def test_reasons_and_their_codes() -> None:
     assert too_few({"a": 5, "b": 9}) == []
     assert [r.code for r in too_few({"a": 2, "b": 9})] == [Exit.TOO_FEW]
