@@ -235,7 +235,7 @@ class Orders:
 
     number: int = 0
     without: str = ""
-    seconds: float = 90.0
+    seconds: float = 30.0
 
     def give(self, path: Path) -> None:
         part = path.with_suffix(".part")

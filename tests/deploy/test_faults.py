@@ -44,7 +44,7 @@ STUDY = a_study(
         "sites.held-out": "",
         "data.sites": len(SITES),
         "sites.quorum": 2,
-        "sites.deadline-seconds": 90.0,
+        "sites.deadline-seconds": 30.0,
         "sites.attempts": 1000,
         "sites.rest-after": 100,
         "sites.join-seconds": 60.0,
