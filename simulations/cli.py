@@ -398,18 +398,16 @@ def _on_flower(study: Study, resume: int | None = None) -> tuple[dict[str, Any],
     return json.loads((folder / "result.json").read_text()), folder
 
 
+def _progress_of(field: str) -> Progress:
+    """Return a progress bar that ends with one of its task's fields."""
+    ends = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn(f"{{task.fields[{field}]}}"))
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *ends, console=_progress)
+
+
 @contextmanager
 def _bar(study: Study) -> Iterator[Any]:
     """Show rounds as they end."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=_progress) as progress:
+    with _progress_of("figures") as progress:
         task = progress.add_task("starting Flower", total=study.study.rounds, figures="")
 
         def update(line: dict[str, Any]) -> None:
@@ -431,15 +429,7 @@ def _bar(study: Study) -> Iterator[Any]:
 @contextmanager
 def _count(what: str, total: int) -> Iterator[Any]:
     """Show how many of some long tasks are done, and for how long the rest will take."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[last]}"),
-    )
-    with Progress(*columns, console=_progress) as progress:
+    with _progress_of("last") as progress:
         task = progress.add_task(what, total=total, last="")
         yield lambda last: progress.update(task, advance=1, last=last)
 
