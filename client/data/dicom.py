@@ -27,10 +27,12 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import Dataset, uid
+from pydicom.datadict import tag_for_keyword
 from pydicom.encaps import generate_frames
 from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import as_pixel_options
+from pydicom.tag import BaseTag
 
 from client.data.deid import header_of, identity_refusal
 from client.data.header import plain_dataset, text
@@ -84,6 +86,7 @@ for _name in ("pydicom", "pylibjpeg", "openjpeg", "rle", "jpeg_ls"):
 # A dataset without a preamble starts with group 2 or 8, in either byte order.
 _FIRST_GROUPS = {b"\x02\x00", b"\x08\x00", b"\x00\x08"}
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_PIXEL_TAGS = tuple(BaseTag(tag_for_keyword(keyword) or 0) for keyword in _PIXELS)
 _PHOTOMETRICS = {
     1: {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"},
     3: {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"},
@@ -264,7 +267,7 @@ def _check_kind(dataset: Dataset) -> None:
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax not in TRANSFER_SYNTAXES:
         raise Refused(Reason.TRANSFER_SYNTAX)
-    held = [keyword for keyword in _PIXELS if keyword in dataset]
+    held = [tag for tag in _PIXEL_TAGS if tag in dataset]
     if len(held) != 1 or not dataset.get_item(held[0]).value:
         raise Refused(Reason.NO_PIXELS if len(held) < 2 else Reason.NOT_DECODED)
 

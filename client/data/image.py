@@ -91,9 +91,9 @@ def prepare(shown: NDArray[np.float32], recipe: Recipe, *, volume: bool = False)
         channels = [shown.mean(-1, dtype=np.float32)]
     else:
         channels = list(np.moveaxis(shown, -1, 0))
-    small = np.stack([_resized(channel, recipe.size) for channel in channels])
+    small = np.array([_resized(channel, recipe.size) for channel in channels])
     out: NDArray[np.uint8] = (small.clip(0, 1) * 255).round().astype(np.uint8)
-    return np.broadcast_to(out, recipe.shape)
+    return out if len(out) == recipe.channels else np.broadcast_to(out, recipe.shape)
 
 
 def _resized(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:

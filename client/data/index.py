@@ -199,7 +199,7 @@ class _Job:
         if self.plan.reading.volumes:
             self._units(number)
         else:
-            self._store(self._changed(number), number, ahead=16)
+            self._store(self._changed(number), number, ahead=48)
         with self.catalogue.transaction():
             self.counts.gone = self.catalogue.drop_files(self.roots.values(), number)
             self.catalogue.forget_orphans()

@@ -13,11 +13,11 @@ import resource
 import select
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from types import ModuleType
@@ -31,6 +31,12 @@ T = TypeVar("T")
 
 #: Bytes that a worker may allocate; a decoder that wants more fails, and the machine goes on.
 _MEMORY = 8 * 2**30
+#: Bytes of tasks that a worker is told of in advance. With one more task they fit into its pipe: a worker that cannot
+#: send and a parent that cannot tell would wait for each other.
+_TOLD = 2**16
+#: Seconds between two looks at a worker that has nothing yet. Waking for each result would take a core away from those
+#: who compute them; a worker has other tasks meanwhile.
+_NAP = 0.005
 _DUMPABLE = 4  # PR_SET_DUMPABLE of <sys/prctl.h>
 
 _END = object()
@@ -50,7 +56,17 @@ class _Worker(Generic[T]):
     process: ForkServerProcess
     line: Connection
     ready: select.poll
-    told: deque[T] = field(default_factory=deque)
+    told: deque[tuple[T, bytes]] = field(default_factory=deque)
+
+    def tell(self, task: T, message: bytes) -> None:
+        self.told.append((task, message))
+        # It may have died on an earlier task; when that one's results are asked for, another is hired and told again.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.line.send_bytes(message)
+
+    @property
+    def busy(self) -> bool:
+        return sum(len(message) for _, message in self.told) >= _TOLD
 
 
 def run_in_workers(
@@ -59,7 +75,7 @@ def run_in_workers(
     *,
     workers: int,
     seconds: float,
-    ahead: int = 16,
+    ahead: int = 48,
     preload: Iterable[str] = (),
 ) -> Generator[tuple[T, Iterator[Any]]]:
     """Yield every task in order with an iterator over what ``work`` makes of it, computed in other processes.
@@ -78,29 +94,31 @@ def run_in_workers(
     seconds : float
         How long a worker may take for the next result.
     ahead : int
-        Tasks that a worker is told of in advance, so that it need not wait for its next one. All of them must fit
-        into a pipe: 1 for tasks of any size.
+        Most tasks that a worker is told of in advance, so that it need not wait for its next one: 1 where a task can
+        be larger than some kilobytes.
     preload : iterable of str
         Modules that every worker starts with.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *preload])
     crew: list[_Worker[T]] = []
-    source, turns = iter(tasks), cycle(range(workers))
+    source, turn = iter(tasks), 0
     order: deque[int] = deque()
     try:
         while True:
-            for task in islice(source, workers * ahead - len(order)):
-                number = next(turns)
-                if number == len(crew):  # a run that has nothing to read starts no process
+            while len(order) < workers * ahead and not (turn < len(crew) and crew[turn].busy):
+                if (task := next(source, None)) is None:
+                    break
+                if turn == len(crew):  # a run that has nothing to read starts no process
                     crew.append(_hire(context, work, seconds))
-                _tell(crew[number], task)
-                order.append(number)
+                crew[turn].tell(task, pickle.dumps(task))
+                order.append(turn)
+                turn = (turn + 1) % workers
             if not order:
                 return
             number = order.popleft()
             results = _results(context, work, crew, number, seconds)
-            yield crew[number].told[0], results
+            yield crew[number].told[0][0], results
             for _ in results:
                 pass
             crew[number].told.popleft()
@@ -118,6 +136,8 @@ def _results(
     worker, failure = crew[number], None
     while True:
         try:
+            if not worker.ready.poll(0):
+                time.sleep(_NAP)
             if not worker.ready.poll(seconds * 1000):
                 failure = Failure(TOO_SLOW)
                 break
@@ -135,8 +155,8 @@ def _results(
         failure = Failure(TOO_SLOW)
     crew[number] = _hire(context, work, seconds)
     crew[number].told.append(worker.told.popleft())  # not again
-    for task in worker.told:
-        _tell(crew[number], task)
+    for task, message in worker.told:
+        crew[number].tell(task, message)
     yield failure
 
 
@@ -160,13 +180,6 @@ def no_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-def _tell(worker: _Worker[T], task: T) -> None:
-    worker.told.append(task)
-    # It may have died on an earlier task; when that one's results are asked for, another is hired and told again.
-    with suppress(BrokenPipeError, ConnectionResetError):
-        worker.line.send_bytes(pickle.dumps(task))  # quicker than `send`, which is ready for more kinds of things
 
 
 def _serve(line: Connection, work: Callable[[T], Iterator[Any]], seconds: float) -> None:

@@ -171,7 +171,7 @@ def _through_table(stored: NDArray[np.generic], header: Dataset, window: str) ->
     count = int(stored.max()) - least + 1
     if count > stored.size:
         return _direct(stored, header, window)
-    if _windowing(header, window) is not None:
+    if (id(header), window, stored.dtype.str) in _TABLES or _windowing(header, window) is not None:
         least, table = _window_table(least, count, stored.dtype, header, window)
         places = _places(stored, least)
     else:

@@ -142,6 +142,14 @@ def test_large_tasks_one_at_a_time() -> None:
     assert [results[-1] == Failure(CRASHED) for _, results in got] == [i % 3 == 0 for i in range(12)]
 
 
+def test_workers_are_told_of_no_more_tasks_than_their_pipes_hold() -> None:
+    # 48 of these are twice what a pipe holds; a worker that waits with its large result would not take them out.
+    tasks = [Task(i, "large", bytes(8192)) for i in range(120)]
+    assert [len(result) for _, results in run_in_workers(work, tasks, workers=2, seconds=20) for result in results] == [
+        LARGE
+    ] * 120
+
+
 def test_results_that_nobody_takes_do_not_shift_the_others() -> None:
     tasks = [Task(i, "many" if i % 2 else "die") for i in range(10)]
     for at, (task, results) in enumerate(run_in_workers(work, tasks, workers=2, seconds=20)):
