@@ -48,7 +48,6 @@ class Prometheus:
 
     def round(self, line: Line) -> None:
         once = round_figures(line)
-        self._round.set(line["round"])
         self._at.set(line.get("at", 0))
         self._left.set(line.get("seconds_left") or 0)
         self._norm.set(once.get("gradient_norm", 0))
@@ -65,6 +64,7 @@ class Prometheus:
             self._seconds.labels(part).inc(once.get(name, 0))
         for one in line.get("out", ()):
             self._rejections.labels(one["site"], one["why"]).inc()
+        self._round.set(line["round"])  # last: whoever sees the round sees all of it
 
     def evaluation(self, line: Line) -> None:
         for site, name, value in site_figures(line):

@@ -64,10 +64,10 @@ def test_a_serverapp_that_dies_without_a_word_is_not_waited_for(
 def test_a_process_ends_with_what_it_started(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with running(log, os.environ, "sh", "-c", "sleep 60 & echo $!; wait") as process:
-        until(log.read_text, 5.0, str)
+        until(log.read_text, 60.0, str)
     child = Path(f"/proc/{log.read_text().strip()}/stat")
     assert process.poll() is not None
-    until(lambda: not child.exists() or ") Z " in child.read_text(), 5.0, str)
+    until(lambda: not child.exists() or ") Z " in child.read_text(), 60.0, str)
 
 
 def test_what_does_not_happen_is_said_with_the_reason() -> None:

@@ -224,7 +224,7 @@ def test_a_worker_that_hangs_dies_with_a_killed_parent(tmp_path: Path) -> None:
         assert process.stdout.readline() == "(0, 0)\n"  # now it hangs
         process.kill()
         process.wait()
-        for _ in range(100):
+        for _ in range(1200):
             if not group(process.pid):
                 break
             time.sleep(0.05)

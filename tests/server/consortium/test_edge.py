@@ -50,7 +50,7 @@ class Running:
 
     def log(self, word: str) -> str:
         """Return the log once a word is in it; nginx writes it after it has answered."""
-        for _ in range(100):
+        for _ in range(3000):
             text = "".join((self.edge.folder / name).read_text() for name in ("access.log", "error.log"))
             if word in text:
                 return text
@@ -64,7 +64,7 @@ class Running:
         old = set(children.read_text().split())
         done = nginx(self.edge, "-s", "reload")
         assert done.returncode == 0, done.stderr
-        for _ in range(500):
+        for _ in range(3000):
             now = set(children.read_text().split())
             if now and not now & old:
                 return
@@ -125,7 +125,7 @@ def started(world: World, folder: Path) -> Iterator[Running]:
             yield Running(world, edge, calls)
         finally:
             nginx(edge, "-s", "quit")
-            for _ in range(200):
+            for _ in range(3000):
                 if not (folder / "nginx.pid").exists():
                     break
                 time.sleep(0.02)
