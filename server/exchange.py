@@ -76,7 +76,8 @@ class Exchange:
     Attributes
     ----------
     transport_seconds, waiting_seconds : float
-        Time spent so far in Flower's calls, and in pauses between them.
+        Time spent so far in Flower's calls, and for sites: in pauses between the calls, and while sites computed inside
+        of one.
     """
 
     def __init__(self, grid: Grid, note: Note = lambda *_, **__: None) -> None:
@@ -202,11 +203,17 @@ class Exchange:
 
     @contextmanager
     def _transport(self) -> Iterator[None]:
-        began = time.monotonic()
+        began, computed = time.monotonic(), self._computed()
         try:
             yield
         finally:
-            self.transport_seconds += time.monotonic() - began
+            at_sites = self._computed() - computed
+            self.waiting_seconds += at_sites
+            self.transport_seconds += time.monotonic() - began - at_sites
+
+    def _computed(self) -> float:
+        """Return how long sites have computed inside of calls to the grid, as in a simulation in one process."""
+        return float(getattr(self.grid, "computing_seconds", 0.0))
 
 
 _UNSENT = "unsent "

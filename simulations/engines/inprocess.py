@@ -4,6 +4,7 @@ Every message is deflated into Flower's objects and inflated again, as on the wi
 serves tests and sweeps, and gives the same bits as the other engines.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -65,6 +66,8 @@ class InProcessGrid(Grid):
     run_id: int = 1
     #: Bytes on the wire of every message and reply so far: (site, kind, bytes down, bytes up).
     traffic: list[tuple[int, str, int, int]] = field(default_factory=list)
+    #: Seconds that sites have computed so far, inside of `pull_messages`.
+    computing_seconds: float = 0.0
     _pending: dict[str, Message] = field(default_factory=dict)
     _delayed: dict[str, tuple[int, Message]] = field(default_factory=dict)
 
@@ -137,7 +140,10 @@ class InProcessGrid(Grid):
             RecordDict(),
             dict(self.run_config),
         )
-        reply, up = transmit(self.client(received, context))
+        began = time.monotonic()
+        answer = self.client(received, context)
+        self.computing_seconds += time.monotonic() - began
+        reply, up = transmit(answer)
         self.traffic.append((site, message.metadata.message_type, down, up))
         return reply, fault if isinstance(fault, int) else 0
 

@@ -3,6 +3,7 @@
 The oracle of the first is one process that holds all sites' episodes: one engine over their union, one plain Adam.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -205,6 +206,9 @@ def test_what_a_run_sends(study: Study, sites: list[Site]) -> None:
     assert sizes["evaluate"][1] < 4096  # evaluation returns figures only
     assert sizes["query.join"][0] < 4096
     assert (run_folder(run_id) / "result.json").exists()
+    # What sites compute is time that the coordinator waits for them, not time of transport.
+    (line,) = map(json.loads, (run_folder(run_id) / "history.jsonl").read_text().splitlines())
+    assert 0 < line["waiting_seconds"] < grid.computing_seconds
 
 
 def test_pulling_runs_one_site_at_a_time(study: Study, sites: list[Site]) -> None:
