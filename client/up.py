@@ -10,7 +10,7 @@ import typer
 
 from client.data.catalogue import open_catalogue
 from client.files import write_whole
-from client.gateway.commands import DAILY, LISTEN
+from client.gateway.commands import DAILY, HEALTH, LISTEN
 from client.membership import joined
 from client.worker.cli import socket_of
 from common.console import plain_errors
@@ -35,6 +35,7 @@ def up(
         typer.Option(help="The folder with catalogue and prepared pixels.", show_default="that of --site"),
     ] = None,
     listen: Annotated[str, typer.Option(help="Where the gateway waits for the SuperNode (loopback).")] = LISTEN,
+    health: Annotated[str, typer.Option(help="Where the gateway answers gRPC's health service (loopback).")] = HEALTH,
     node_port: Annotated[
         int, typer.Option("--node-port", min=1, max=65535, help="Where the SuperNode waits for Flower's executor.")
     ] = 9094,
@@ -69,14 +70,15 @@ def up(
     joined(folder, datetime.now(UTC))
     with open_catalogue(pictures / "catalogue.sqlite"):
         pass
-    must_be_free({"--listen": listen, "--node-port": f"127.0.0.1:{node_port}", "--socket": str(door)})
+    addresses = {"--listen": listen, "--health": health, "--node-port": f"127.0.0.1:{node_port}"}
+    must_be_free({**addresses, "--socket": str(door)})
     (folder / "node").mkdir(mode=0o700, exist_ok=True)
     write_whole(folder / "node" / "executor.secret", secrets.token_bytes(32), 0o600)
     leaving = ["--daily-bytes", str(daily_bytes), *(["--proxy", proxy] if proxy else [])]
-    supervise(_parts(folder, pictures, listen, node_port, door, leaving), printer(as_json))
+    supervise(_parts(folder, pictures, listen, node_port, door, ["--health", health, *leaving]), printer(as_json))
 
 
-def _parts(site: Path, images: Path, listen: str, node_port: int, socket: Path, leaving: list[str]) -> list[Part]:
+def _parts(site: Path, images: Path, listen: str, node_port: int, socket: Path, gateway: list[str]) -> list[Part]:
     """Return the site's processes; the gateway ends last, so that the node can take its leave through it."""
     own, runtime = tool("wardround-site"), f"127.0.0.1:{node_port}"
     # Where Linux says whose process asks, nobody else of this machine can pass for the node.
@@ -90,7 +92,7 @@ def _parts(site: Path, images: Path, listen: str, node_port: int, socket: Path, 
     return [
         Part(
             "gateway",
-            [own, "gateway", "--site", str(site), "--listen", listen, *user, *leaving],
+            [own, "gateway", "--site", str(site), "--listen", listen, *user, *gateway],
             environment,
             listens=listen,
         ),

@@ -141,7 +141,7 @@ def localnet(
         A process did not start; its log is in the text.
     """
     nginx()  # better known before anything is made
-    ports = iter(free_ports(2 + 2 * len(data)))
+    ports = iter(free_ports(3 + 3 * len(data)))
     hosts = hosts or Hosts()
     superlink, listen = f"127.0.0.1:{next(ports)}", f"{hosts.edge}:{next(ports)}"
     authority = found(folder / "consortium", "localnet", listen, study.sites.quorum, _now())
@@ -150,7 +150,7 @@ def localnet(
         home = folder / "coordinator"
         say("the SuperLink, and the edge in front of it")
         command = ["wardround-study", "up", "--consortium", str(authority.folder)]
-        command += ["--superlink", superlink, "--listen", listen]
+        command += ["--superlink", superlink, "--listen", listen, "--health", f"127.0.0.1:{next(ports)}"]
         stack.enter_context(_up(hosts, folder, "coordinator", *command, WARDROUND_HOME=str(home)))
         say("keys, certificates and a manifest; every site approves the bundle and the study")
         net = Localnet(folder, home, _consortium(authority, folder, study, data), sockets, hosts)
@@ -161,6 +161,7 @@ def localnet(
         for (name, site), images in zip(net.sites.items(), data, strict=True):
             command = ["wardround-site", "up", "--site", str(site), "--images", str(images.folder)]
             command += ["--socket", str(sockets / name), "--listen", f"127.0.0.1:{next(ports)}"]
+            command += ["--health", f"127.0.0.1:{next(ports)}"]
             started.append(stack.enter_context(_up(hosts, folder, name, *command, "--node-port", str(next(ports)))))
         stack.callback(_end, started)
         for name in net.sites:

@@ -10,7 +10,7 @@ import typer
 
 from client.files import write_whole
 from client.finding import as_dicts, lines, worst
-from client.gateway.commands import LISTEN
+from client.gateway.commands import HEALTH
 from client.worker.cli import socket_of
 from common.console import plain_errors
 from common.errors import StudyError
@@ -57,7 +57,7 @@ def doctor(
         list[Path] | None, typer.Option(help="A study that this site means to take part in (repeatable).")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not connect to the edge.")] = False,
-    listen: Annotated[str, typer.Option(help="Where the gateway listens.")] = LISTEN,
+    health: Annotated[str, typer.Option(help="Where the gateway is asked for its health.")] = HEALTH,
     socket: Annotated[
         Path | None, typer.Option(help="Where the worker is.", show_default="worker/socket in the site's folder")
     ] = None,
@@ -72,7 +72,7 @@ def doctor(
     plans = [read_study(path) for path in study or []]
     folder = (site or home() / "site").resolve()
     where = (socket or socket_of(folder)).absolute()
-    findings = list(diagnose(folder, plans, datetime.now(UTC), listen=listen, socket=where, connect=not offline))
+    findings = list(diagnose(folder, plans, datetime.now(UTC), health=health, socket=where, connect=not offline))
     print(json.dumps(as_dicts(findings), indent=1) if as_json else "\n".join(lines(findings)))
     raise typer.Exit(worst(findings) == "fail")
 

@@ -19,7 +19,7 @@ __all__ = ["diagnose"]
 
 
 def diagnose(
-    site: Path, plans: list[Study], now: datetime, *, listen: str, socket: Path, connect: bool = True
+    site: Path, plans: list[Study], now: datetime, *, health: str, socket: Path, connect: bool = True
 ) -> Iterator[Finding]:
     """Look at everything, the quickest first.
 
@@ -31,8 +31,8 @@ def diagnose(
         Studies that the site means to take part in.
     now : datetime
         The time.
-    listen, socket
-        Where the gateway and the worker are.
+    health, socket
+        Where the gateway and the worker are asked for their health.
     connect : bool
         Ask the edge, and compare clocks with it.
     """
@@ -46,7 +46,7 @@ def diagnose(
         yield from _edge(site, now)
     yield from _audit(site)
     yield from _gateway(site)
-    yield processes.gateway(listen)
+    yield processes.gateway(health)
     yield processes.worker(socket)
     yield from images.catalogue(site)
     for plan in plans:

@@ -148,7 +148,8 @@ def items(site: Path) -> list[Item]:
     ApprovalError
         A file of the site's store is damaged.
     """
-    return sorted((_read(path) for path in _folder(site, "approvals").glob("*.json")), key=lambda item: item.seen)
+    found = (_read(path) for path in _folder(site, "approvals").glob("*.json"))
+    return sorted((item for item in found if item), key=lambda item: item.seen)
 
 
 def find(site: Path, beginning: str) -> Item:
@@ -221,21 +222,25 @@ def _wait(site: Path, kind: Kind, digest: str, data: bytes, size: int, now: date
             "reject some",
             "queue-full",
         )
-    write_whole(_path(site, kind, digest), data, 0o600)
+    path = _path(site, kind, digest)
+    write_whole(_made(path.parent) / path.name, data, 0o600)
     item = Item(kind=kind, digest=digest, state="waiting", seen=_utc(now), size=size)
     _write(site, item)
     return item
 
 
 def _known(site: Path, kind: str, digest: str) -> Item | None:
-    path = _folder(site, "approvals") / f"{kind}-{digest}.json"
-    return _read(path) if path.exists() else None
+    return _read(_folder(site, "approvals") / f"{kind}-{digest}.json")
 
 
-def _read(path: Path) -> Item:
+def _read(path: Path) -> Item | None:
     try:
         item = Item.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ApprovalError(f"{path} cannot be read: {error.strerror}", "damaged") from None
+    except ValidationError:
         item = None
     if item is None or path.name != f"{item.kind}-{item.digest}.json":
         raise ApprovalError(f"{path} was damaged: delete it, and what it was about waits anew", "damaged")
@@ -244,7 +249,8 @@ def _read(path: Path) -> Item:
 
 def _write(site: Path, item: Item) -> None:
     data = item.model_dump_json(indent=1).encode() + b"\n"
-    write_whole(_folder(site, "approvals") / f"{item.kind}-{item.digest}.json", data, 0o600)
+    # Its folder decides who may read it: a worker of another user may, where an administrator has made it so.
+    write_whole(_made(_folder(site, "approvals")) / f"{item.kind}-{item.digest}.json", data)
 
 
 def _kept(site: Path, kind: Kind, digest: str) -> bytes:
@@ -261,7 +267,10 @@ def _path(site: Path, kind: Kind, digest: str) -> Path:
 
 
 def _folder(site: Path, name: str) -> Path:
-    folder = site / "gateway" / name
+    return site / "gateway" / name
+
+
+def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
 

@@ -16,10 +16,11 @@ from common.errors import ApprovalError
 from common.paths import home
 from common.study import Study
 
-__all__ = ["DAILY", "LISTEN", "approvals", "approve", "diff", "gateway", "pause", "reject", "resume"]
+__all__ = ["DAILY", "HEALTH", "LISTEN", "approvals", "approve", "diff", "gateway", "pause", "reject", "resume"]
 
-#: Where a gateway listens, and how many bytes may leave for one study in a day, unless it is told otherwise.
-LISTEN, DAILY = "127.0.0.1:9095", 10 * 2**30
+#: Where a gateway listens, where it is asked for its health, and how many bytes may leave for one study in a day,
+#: unless it is told otherwise.
+LISTEN, HEALTH, DAILY = "127.0.0.1:9095", "127.0.0.1:9097", 10 * 2**30
 
 SiteFolder = Annotated[
     Path | None, typer.Option("--site", help="The site's own folder.", show_default="$WARDROUND_HOME/site")
@@ -35,6 +36,7 @@ What = Annotated[
 def gateway(
     site: SiteFolder = None,
     listen: Annotated[str, typer.Option(help="An address of this machine's loopback.")] = LISTEN,
+    health: Annotated[str, typer.Option(help="Another one, for gRPC's health service.")] = HEALTH,
     proxy: Annotated[
         str | None,
         typer.Option(help="The hospital's HTTP proxy, as in http://proxy:3128.", show_default="$HTTPS_PROXY"),
@@ -56,7 +58,7 @@ def gateway(
     from client.gateway.gateway import Settings  # with Flower and a web server
     from client.gateway.serve import serve
 
-    serve(Settings((site or home() / "site").resolve(), proxy, daily_bytes), listen, node_user)
+    serve(Settings((site or home() / "site").resolve(), proxy, daily_bytes), listen, health, node_user)
 
 
 @plain_errors

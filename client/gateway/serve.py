@@ -1,5 +1,6 @@
 """The gateway as a web server on this machine's loopback, to which the site's SuperNode connects."""
 
+import asyncio
 import ipaddress
 import re
 import signal
@@ -17,6 +18,7 @@ from starlette.routing import Route
 
 from client.gateway.fleet import LARGEST_REQUEST
 from client.gateway.gateway import Gateway, Settings
+from client.gateway.health import answering
 from client.gateway.peer import owner, user_number
 from common.errors import FleetError, WardroundError
 
@@ -29,26 +31,27 @@ _STOP_SECONDS = 5
 _CONNECTIONS = 64
 
 
-def serve(settings: Settings, listen: str, node_user: str | None) -> None:
+def serve(settings: Settings, listen: str, health: str, node_user: str | None) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Parameters
     ----------
     settings : Settings
         The gateway's.
-    listen : str
-        ``address:port`` of the loopback.
+    listen, health : str
+        ``address:port`` of the loopback: for the SuperNode, and for questions about the gateway's health.
     node_user : str or None
         The only user whose processes may be the node; None for anybody on this machine.
 
     Raises
     ------
     FleetError
-        The address is not one of the loopback, or there is no such user.
+        An address is not one of the loopback or nobody can be asked there, or there is no such user.
     MembershipError, AuditError, StorageError
         As `client.gateway.gateway.Gateway` raises them.
     """
     host, port = _loopback(listen)
+    _loopback(health)
     user = None if node_user is None else user_number(node_user)
     gateway = Gateway(settings, _say)
     config = uvicorn.Config(
@@ -57,7 +60,6 @@ def serve(settings: Settings, listen: str, node_user: str | None) -> None:
         port=port,
         http="h11",
         ws="none",
-        loop="asyncio",
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -66,12 +68,17 @@ def serve(settings: Settings, listen: str, node_user: str | None) -> None:
         timeout_keep_alive=_KEEP_SECONDS,
         timeout_graceful_shutdown=_STOP_SECONDS,
     )
-    # uvicorn raises the signal that ended it once more when it has closed everything.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    _say(f"open for a SuperNode at {listen}")
-    uvicorn.Server(config).run()
+    asyncio.run(_run(uvicorn.Server(config), gateway, health))
     _say("closed")
+
+
+async def _run(server: uvicorn.Server, gateway: Gateway, health: str) -> None:
+    async with answering(health, lambda: server.started and gateway.health()):
+        # uvicorn raises the signal that ended it once more when it has closed everything.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        _say(f"open for a SuperNode at {server.config.host}:{server.config.port}, health at {health}")
+        await server.serve()
 
 
 def application(gateway: Gateway, user: int | None) -> Starlette:
@@ -92,10 +99,6 @@ def application(gateway: Gateway, user: int | None) -> Starlette:
             return PlainTextResponse("gone\n", 400)
         return Response(answer, media_type=PROTOBUF_MEDIA_TYPE)
 
-    async def health(_: Request) -> Response:
-        good, word = gateway.health()
-        return PlainTextResponse(f"{word}\n", 200 if good else 503)
-
     async def other(_: Request) -> Response:
         return PlainTextResponse("refused: the gateway answers Flower's fleet calls and nothing else\n", 403)
 
@@ -105,7 +108,6 @@ def application(gateway: Gateway, user: int | None) -> Starlette:
             yield
 
     routes = [
-        Route("/health", health, methods=["GET"]),
         Route("/v1/fleet/{call}", fleet, methods=["POST"]),
         Route("/{rest:path}", other, methods=["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]),
     ]
@@ -134,8 +136,8 @@ def _loopback(listen: str) -> tuple[str, int]:
     except ValueError:
         pass
     raise FleetError(
-        f"not an address of this machine's loopback: {listen!r}; say 127.0.0.1:PORT, because whoever reaches the "
-        "gateway speaks for this site"
+        f"not an address of this machine's loopback: {listen!r}; say 127.0.0.1:PORT, because nobody else is to reach "
+        "the gateway, which speaks for this site"
     )
 
 

@@ -16,7 +16,7 @@ from server.consortium.edge import Edge
 __all__ = ["executor_command", "register_nodes", "superlink_command", "write_connection"]
 
 
-def superlink_command(edge: Edge, database: Path, secret: Path) -> list[str]:
+def superlink_command(edge: Edge, database: Path, secret: Path, health: str) -> list[str]:
     """Return the SuperLink's command line, with the certificates that `write_edge` wrote.
 
     Parameters
@@ -27,6 +27,8 @@ def superlink_command(edge: Edge, database: Path, secret: Path) -> list[str]:
         What it remembers: nodes, runs, and what travels.
     secret : Path
         A file with the secret by which it knows its executor.
+    health : str
+        ``host:port`` at which it answers gRPC's health service.
     """
     host, _, port = edge.superlink.rpartition(":")
     keys = edge.folder
@@ -35,7 +37,7 @@ def superlink_command(edge: Edge, database: Path, secret: Path) -> list[str]:
         *("--ssl-ca-certfile", str(keys / "authority.pem"), "--ssl-certfile", str(keys / "superlink.pem")),
         *("--ssl-keyfile", str(keys / "superlink.key"), "--enable-supernode-auth"),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
-        "--disable-runtime-dependency-installation",
+        *("--disable-runtime-dependency-installation", "--health-server-address", health),
     ]
 
 

@@ -37,6 +37,9 @@ def up(
         str, typer.Option(help="HOST:PORT of the SuperLink, on an address that only this machine reaches.")
     ] = "127.0.0.1:8000",
     listen: Annotated[str, typer.Option(help="ADDRESS:PORT of the edge.")] = "0.0.0.0:8443",
+    health: Annotated[
+        str, typer.Option(help="HOST:PORT at which the SuperLink answers gRPC's health service (this machine only).")
+    ] = "127.0.0.1:8001",
     consortium: Annotated[
         Path | None,
         typer.Option("--consortium", help="The consortium's folder.", show_default="$WARDROUND_HOME/consortium"),
@@ -61,7 +64,7 @@ def up(
     edge, flower = Edge(folder / "edge", listen, superlink), folder / "superlink"
     program = nginx()
     manifest, _ = _write(folder, edge)
-    must_be_free({"--superlink": superlink, "--listen": listen})
+    must_be_free({"--superlink": superlink, "--health": health, "--listen": listen})
     flower.mkdir(mode=0o700, exist_ok=True)
     secret = flower / "executor.secret"
     write_atomic(secret, secrets.token_bytes(32), 0o600)
@@ -73,7 +76,7 @@ def up(
     settings = "daemon off;" + ("user root;" if os.geteuid() == 0 else "")
     command = [program, "-e", "stderr", "-c", str(edge.folder / "nginx.conf"), "-g", settings]
     parts = [
-        Part("superlink", superlink_command(edge, flower / "state.db", secret), environment, listens=superlink),
+        Part("superlink", superlink_command(edge, flower / "state.db", secret, health), environment, listens=superlink),
         Part("executor", executor_command(edge, secret), environment, after="superlink"),
         Part("edge", command, environment, listens=listen, after="superlink"),
     ]

@@ -28,10 +28,15 @@ def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path) -> None:
     site = new_world(tmp_path, "st-mary").sites["st-mary"]
     assert "wardround-site index" in refused("--site", site)
     images = Path(shutil.copytree(prepared(tiny_study())[0].folder, tmp_path / "images"))
-    free = ["--listen", f"127.0.0.1:{free_port()}", "--node-port", str(free_port())]
+    free = ["--listen", f"127.0.0.1:{free_port()}", "--health", f"127.0.0.1:{free_port()}"]
+    free += ["--node-port", str(free_port())]
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken = server.getsockname()[1]
-        for option, value in (("--listen", f"127.0.0.1:{taken}"), ("--node-port", str(taken))):
+        for option, value in (
+            ("--listen", f"127.0.0.1:{taken}"),
+            ("--health", f"127.0.0.1:{taken}"),
+            ("--node-port", str(taken)),
+        ):
             said = refused("--site", site, "--images", images, *free, option, value)
             assert f"nothing can listen at 127.0.0.1:{taken} (Address already in use)" in said
             assert f"{option} takes another address" in said

@@ -76,12 +76,12 @@ def be_superlink(log: Path, home: Path, arguments: list[str]) -> None:
     flower_superlink()
 
 
-def be_gateway(log: Path, site: Path, port: int, change: Change) -> None:
+def be_gateway(log: Path, site: Path, port: int, health: str, change: Change) -> None:
     """Run ``wardround-site gateway``; ``change`` makes its surroundings others."""
     _say_into(log)
     os.environ.update(NO_PROXY="localhost,127.0.0.1")
     change()
-    serve(Settings(site, None, 2**30), f"127.0.0.1:{port}", None)
+    serve(Settings(site, None, 2**30), f"127.0.0.1:{port}", health, None)
 
 
 def brisk() -> None:

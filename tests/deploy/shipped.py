@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["DEPLOY", "UNITS", "commands_of", "documents", "exec_lines", "load", "run", "settings", "tool"]
+__all__ = ["DEPLOY", "UNITS", "commands_of", "documents", "exec_lines", "load", "probe", "run", "settings", "tool"]
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*/*.service"))
@@ -53,9 +53,19 @@ def settings(unit: Path) -> dict[str, list[str]]:
     return found
 
 
-def exec_lines(unit: Path) -> list[list[str]]:
-    """Return the commands of a unit, split into words."""
-    return [shlex.split(line) for key, lines in settings(unit).items() if key.startswith("Exec") for line in lines]
+def exec_lines(unit: Path, kind: str = "") -> list[list[str]]:
+    """Return the commands of a unit, or those of a kind (``ExecStart``), split into words."""
+    return [
+        shlex.split(line)
+        for key, lines in settings(unit).items()
+        if key.startswith("Exec") and kind in ("", key)
+        for line in lines
+    ]
+
+
+def probe(address: str, *more: str) -> list[str]:
+    """Return the command by which containers and pods ask a process for its health."""
+    return ["python", "-I", "-m", "deploy.health", address, *more]
 
 
 def commands_of(tree: object) -> Iterator[list[str]]:

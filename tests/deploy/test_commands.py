@@ -34,7 +34,7 @@ def shipped() -> dict[str, list[str]]:
     """Return all commands, each under the file and the words that it begins with."""
     found = {}
     for path in UNITS:
-        for command in exec_lines(path):
+        for command in exec_lines(path, "ExecStart"):
             if command[0].startswith("/opt/wardround/bin/"):
                 found[path.name] = [command[0].rpartition("/")[2], *command[1:]]
     for path in sorted((DEPLOY / "compose").rglob("*.yaml")) + sorted((DEPLOY / "kubernetes").rglob("*.yaml")):
@@ -116,3 +116,17 @@ def test_a_superlink_wants_node_keys_and_tls(where: str) -> None:
     assert options.superexec_auth_secret_file
     assert options.database.endswith("/state.db")
     assert not options.runtime_dependency_install
+
+
+@pytest.mark.parametrize("where", [where for where, command in COMMANDS.items() if command[0] != "wardround-study"])
+def test_all_but_one_answer_the_health_service(where: str) -> None:
+    options = parse(COMMANDS[where])
+    if COMMANDS[where][0] == "wardround-site":
+        assert options.params.keys() & {"health", "socket"}  # the worker's is at its socket
+    elif where != "wardround-executor.service":  # systemd lets it listen nowhere
+        assert options.health_server_address
+
+
+@pytest.mark.parametrize("where", [where for where, command in COMMANDS.items() if command[1] == "worker"])
+def test_a_worker_answers_no_study_that_was_not_approved(where: str) -> None:
+    assert parse(COMMANDS[where]).params["approvals"] == "/var/lib/wardround/gateway/site"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.shipped import DEPLOY, load, run
+from tests.deploy.shipped import DEPLOY, load, probe, run
 
 COMPOSE = DEPLOY / "compose"
 #: The service of each side whose network leads out.
@@ -108,7 +108,8 @@ def test_the_gateway_answers_the_supernode_s_user_alone() -> None:
 def test_no_container_of_a_site_sees_another_s_folder() -> None:
     folders = {name: [v.partition(":")[0] for v in one.get("volumes", [])] for name, one in services("site").items()}
     assert folders.pop("gateway") == ["/var/lib/wardround/gateway"]
-    assert folders.pop("worker") == ["/var/lib/wardround/app", "/var/lib/wardround/socket"]
+    approvals = "/var/lib/wardround/gateway/site/gateway/approvals"
+    assert folders.pop("worker") == ["/var/lib/wardround/app", "/var/lib/wardround/socket", approvals]
     assert folders.pop("executor") == ["/var/lib/wardround/socket"]
     assert not any(folders.values())
     users = {one["user"].partition(":")[0] for name, one in services("site").items() if name != "net"}
@@ -117,18 +118,50 @@ def test_no_container_of_a_site_sees_another_s_folder() -> None:
 
 def test_the_clientapp_asks_the_worker_at_one_socket() -> None:
     site = services("site")
-    socket = site["worker"]["command"][-1]
+    socket = option(site["worker"], "--socket")
     assert f'--node-config=worker="{socket}"' in site["supernode"]["command"]
     folder = socket.rpartition("/")[0]
     assert f"/var/lib/wardround/socket:{folder}" in site["worker"]["volumes"]
     assert site["executor"]["volumes"] == [f"/var/lib/wardround/socket:{folder}:ro"]
     assert networks("site", "worker") == set()
-    assert f"unix:{socket}" in site["worker"]["healthcheck"]["test"][-1]
     # As the file says how to make it: the worker's, for the executor's group.
     worker, (_, group) = site["worker"]["user"].partition(":")[0], site["executor"]["user"].split(":")
     made = f"install -d -m 2750 -o {worker} -g {group} /var/lib/wardround/socket"
     assert made in (COMPOSE / "site" / "compose.yaml").read_text()
     assert set(load(COMPOSE / "site" / "nvidia.yaml")["services"]) == {"worker"}
+
+
+def test_the_worker_reads_what_the_site_has_approved_and_nothing_else_of_the_gateway() -> None:
+    gateway, worker = services("site")["gateway"], services("site")["worker"]
+    site = option(worker, "--approvals")
+    assert site == f"{gateway['environment']['WARDROUND_HOME']}/site"
+    assert [volume for volume in worker["volumes"] if "gateway" in volume] == [
+        f"{site}/gateway/approvals:{site}/gateway/approvals:ro"
+    ]
+    # As the file says how to make it, before Docker would: the gateway's, for the worker's group to read.
+    owner, (_, group) = gateway["user"].partition(":")[0], worker["user"].split(":")
+    text = (COMPOSE / "site" / "compose.yaml").read_text()
+    assert f"install -d -m 0750 -o {owner} -g {group} {site}/gateway/approvals\n" in text
+    assert f"install -d -m 0700 -o {owner} {site} {site}/gateway\n" in text
+
+
+def option(service: dict[str, Any], name: str) -> str:
+    """Return the value of an option, which is the next word or follows ``=``."""
+    [value] = re.findall(rf" {name}[ =](\S+)", " ".join(service["command"]))
+    return str(value)
+
+
+@side
+def test_every_process_is_asked_for_its_health(side: str) -> None:
+    options = {"gateway": "--health", "worker": "--socket", "edge": "", "net": "", "study": ""}
+    for name, service in services(side).items():
+        if where := options.get(name, "--health-server-address"):
+            address = option(service, where)
+            assert address[0] == "/" or address.startswith("127.0.0.1:")
+            asked = probe(f"unix:{address}" if address[0] == "/" else address)
+            assert service["healthcheck"]["test"] == ["CMD", *asked]
+        else:
+            assert "healthcheck" not in service
 
 
 def test_the_images_are_pinned_and_built_from_the_lock() -> None:

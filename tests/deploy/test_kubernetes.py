@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.shipped import DEPLOY, documents, run, tool
+from tests.deploy.shipped import DEPLOY, documents, probe, run, tool
 
 KUBERNETES = DEPLOY / "kubernetes"
 VERSION = "1.32"
@@ -94,15 +94,18 @@ def test_secrets_are_named_and_not_in_the_files(overlay: str) -> None:
 
 @overlay
 def test_claims_services_and_mounts_fit_together(overlay: str) -> None:
-    claims = of(overlay, "PersistentVolumeClaim")
+    claimed = []
     for pod in pods(overlay).values():
         names = {volume["name"] for volume in pod["volumes"]}
-        for volume in pod["volumes"]:
-            if "persistentVolumeClaim" in volume:
-                assert claims.pop(volume["persistentVolumeClaim"]["claimName"])
+        claimed += [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
         for one in [*pod.get("initContainers", []), *pod["containers"]]:
             assert {mount["name"] for mount in one["volumeMounts"]} <= names
-    assert not claims, "every claim belongs to one pod"
+    for name, claim in of(overlay, "PersistentVolumeClaim").items():
+        # Every one belongs to one pod, but for what the gateway writes and the worker reads, on one machine.
+        mode, pods_of = ("ReadWriteOnce", 2) if name == "approvals" else ("ReadWriteOncePod", 1)
+        assert (claim["spec"]["accessModes"], claimed.count(name)) == ([mode], pods_of)
+        claimed = [one for one in claimed if one != name]
+    assert not claimed
     for service in of(overlay, "Service").values():
         [label] = service["spec"]["selector"].values()
         ports = {port["name"] for one in pods(overlay)[label]["containers"] for port in one.get("ports", [])}
@@ -142,7 +145,7 @@ def test_out_of_a_site_leads_one_way() -> None:
 def test_the_clientapp_reaches_the_runtime_api_and_not_the_gateway() -> None:
     gateway, supernode = pods("site")["gateway"]["containers"]
     user = str(supernode["securityContext"]["runAsUser"])
-    assert gateway["args"][2:] == ["--listen", "127.0.0.1:9095", "--node-user", user]
+    assert gateway["args"][2:] == ["--listen", "127.0.0.1:9095", "--health", "127.0.0.1:9097", "--node-user", user]
     assert "ports" not in gateway
     assert {"name": "runtime", "containerPort": 9094} in supernode["ports"]
     [rule] = of("site", "NetworkPolicy")["gateway"]["spec"]["ingress"]
@@ -155,17 +158,53 @@ def test_the_clientapp_sees_no_image_and_asks_the_worker_at_one_socket() -> None
     pod, node = pods("site")["executor"], pods("site")["gateway"]["containers"][1]
     worker, executor = pod["containers"]
     assert (worker["name"], executor["name"]) == ("worker", "executor")
-    socket = worker["args"][-1]
+    [socket] = [word.partition("=")[2] for word in worker["args"] if word.startswith("--socket=")]
     assert f'--node-config=worker="{socket}"' in node["args"]
-    assert f"unix:{socket}" in worker["livenessProbe"]["exec"]["command"][-1]
+    assert worker["livenessProbe"]["exec"]["command"] == probe(f"unix:{socket}")
     assert pod["initContainers"][0]["args"][-2:] == ["2750", socket.rpartition("/")[0]]
-    assert {mount["name"] for mount in worker["volumeMounts"]} == {"app", "socket", "tmp"}
+    assert {mount["name"] for mount in worker["volumeMounts"]} == {"app", "approvals", "socket", "tmp"}
     assert {mount["name"] for mount in executor["volumeMounts"]} == {"socket", "secrets", "tmp-executor"}
     assert {"name": "socket", "mountPath": "/run/wardround", "readOnly": True} in executor["volumeMounts"]
     # Two users; what they have in common is the group of the socket's folder.
     assert executor["securityContext"]["runAsUser"] != pod["securityContext"]["runAsUser"]
     assert executor["securityContext"]["runAsGroup"] != pod["securityContext"]["fsGroup"]
     assert pod["securityContext"]["runAsGroup"] != pod["securityContext"]["fsGroup"]
+
+
+def test_the_worker_reads_what_the_site_has_approved_and_nothing_else_of_the_gateway() -> None:
+    gateway, executor = pods("site")["gateway"], pods("site")["executor"]
+    worker = executor["containers"][0]
+    [site] = [word.partition("=")[2] for word in worker["args"] if word.startswith("--approvals=")]
+    folder = f"{site}/gateway/approvals"
+    [home] = [one["value"] for one in gateway["containers"][0]["env"] if one["name"] == "WARDROUND_HOME"]
+    assert site == f"{home}/site"
+    assert {"name": "approvals", "mountPath": folder, "readOnly": True} in worker["volumeMounts"]
+    # Not only its mount: or the kubelet would give the files to this pod's group, and take them from the gateway.
+    [volume] = [one for one in executor["volumes"] if one["name"] == "approvals"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "approvals", "readOnly": True}
+    first, join = gateway["initContainers"]
+    assert first["args"] == ["mkdir", "-p", folder]
+    assert [mount["name"] for mount in first["volumeMounts"]] == ["gateway"]
+    for one in (join, gateway["containers"][0]):
+        assert {"name": "approvals", "mountPath": folder} in one["volumeMounts"]
+    assert [c["name"] for c in containers("site") if "approvals" in str(c["volumeMounts"])] == [
+        *("join", "gateway"),
+        "worker",
+    ]
+
+
+@overlay
+def test_probes_ask_the_health_service(overlay: str) -> None:
+    for name, one in {one["name"]: one for pod in pods(overlay).values() for one in pod["containers"]}.items():
+        args = " ".join(one["args"])
+        if name == "gateway":
+            assert one["readinessProbe"]["exec"]["command"] == probe(one["args"][5])
+            # What a new start does not heal does not cause one.
+            assert one["livenessProbe"]["exec"]["command"] == probe(one["args"][5], "liveness")
+        elif name not in ("edge", "worker"):
+            [port] = [port["containerPort"] for port in one["ports"] if port["name"] == "health"]
+            assert f"--health-server-address=0.0.0.0:{port}" in args
+            assert one["startupProbe"]["grpc"]["port"] == one["livenessProbe"]["grpc"]["port"] == port
 
 
 def test_the_superlink_is_reached_by_the_edge_and_the_serverapp() -> None:

@@ -91,7 +91,7 @@ def test_a_process_that_ends_is_started_again_and_not_at_once(unit: Path) -> Non
 
 @unit
 def test_nothing_calls_home(unit: Path) -> None:
-    if exec_lines(unit)[-1][0].startswith("/opt/wardround"):
+    if exec_lines(unit, "ExecStart")[0][0].startswith("/opt/wardround"):
         words = " ".join(settings(unit)["Environment"]).split()
         assert {f"{name}={value}" for name, value in QUIET.items() if name.startswith("FLWR")} <= set(words)
 
@@ -112,7 +112,7 @@ def test_every_process_has_a_user_and_a_folder_of_its_own(folder: Path, tmp_path
 
 
 def option(unit: Path, name: str) -> str:
-    [command] = exec_lines(unit)
+    [command] = exec_lines(unit, "ExecStart")
     return command[command.index(name) + 1]
 
 
@@ -165,11 +165,54 @@ def test_the_clientapp_sees_no_image_and_asks_the_worker_at_one_socket() -> None
     # The worker's own, for the executor's group, and for nobody else: as the worker demands.
     owner, guest = settings(worker)["User"][0], settings(executor)["Group"][0]
     assert folders[str(socket.parent)] == ("2750", owner, guest)
-    assert settings(worker)["StateDirectory"] == ["wardround/app"]
+    [state] = settings(worker)["StateDirectory"]
+    assert settings(worker)["BindPaths"] == [f"/var/lib/{state}"] == ["/var/lib/wardround/app"]
     assert folders["/var/lib/wardround/app"] == ("0700", owner, owner)
     assert owner != settings(executor)["User"][0]
     assert "/app" not in executor.read_text()
     assert [path.parent.name for path in SITE.glob("*.d/nvidia.conf")] == ["wardround-worker.service.d"]
+
+
+def test_the_worker_reads_what_the_site_has_approved_and_nothing_else_of_the_gateway() -> None:
+    worker, gateway = SITE / "wardround-worker.service", SITE / "wardround-gateway.service"
+    site = option(worker, "--approvals")
+    assert f"WARDROUND_HOME={Path(site).parent}" in settings(gateway)["Environment"]
+    approvals = Path(site) / "gateway" / "approvals"
+    assert settings(worker)["BindReadOnlyPaths"] == [str(approvals)]
+    assert "/var/lib/wardround:ro" in settings(worker)["TemporaryFileSystem"]
+    lines = [line.split() for line in (SITE / "tmpfiles.conf").read_text().splitlines() if line.startswith("d ")]
+    folders = {path: (mode, user, group) for _, path, mode, user, group, _ in lines}
+    # It is there before the worker starts. Its owner alone writes, and nobody else comes in from above.
+    owner, guest = settings(gateway)["User"][0], settings(worker)["Group"][0]
+    assert folders[str(approvals)] == ("0750", owner, guest)
+    for parent in (Path(site), Path(site) / "gateway"):
+        assert folders[str(parent)] == ("0700", owner, owner)
+
+
+#: The option of each process that says where it is to be asked for its health. nginx and the executor of the ClientApp,
+#: which listens nowhere, are not asked: systemd sees that they live.
+HEALTH = {
+    "wardround-gateway": "--health",
+    "wardround-worker": "--socket",
+    "wardround-supernode": "--health-server-address",
+    "wardround-superlink": "--health-server-address",
+    "wardround-serverapp": "--health-server-address",
+}
+
+
+@unit
+def test_a_unit_has_started_when_its_process_is_serving(unit: Path) -> None:
+    if unit.stem not in HEALTH:
+        assert "ExecStartPost" not in settings(unit)
+        return
+    address = option(unit, HEALTH[unit.stem])
+    [asked] = exec_lines(unit, "ExecStartPost")
+    assert asked[:6] == ["/opt/wardround/bin/python", "-I", "-m", "deploy.health", "--wait", "$MAINPID"]
+    assert asked[6:] == [f"unix:{address}" if address.startswith("/") else address]
+    if not address.startswith("/"):
+        assert address.startswith("127.0.0.")
+        # Of either family: gRPC listens with a socket of IPv6, also at an address of IPv4.
+        assert f"tcp:{address.rpartition(':')[2]}" in settings(unit)["SocketBindAllow"]
 
 
 def test_the_edge_sees_nothing_of_the_authority_s_keys() -> None:
@@ -184,4 +227,4 @@ def test_the_superlink_is_on_this_machine_alone() -> None:
     unit = COORDINATOR / "wardround-superlink.service"
     assert option(unit, "--host") == "127.0.0.1"
     assert settings(unit)["IPAddressAllow"] == ["localhost"]
-    assert "--enable-supernode-auth" in exec_lines(unit)[0]
+    assert "--enable-supernode-auth" in exec_lines(unit, "ExecStart")[0]

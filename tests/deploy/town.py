@@ -16,7 +16,6 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import httpx
 from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
 from flwr.proto.fab_pb2 import Fab
 from flwr.supercore.control import ControlHttpClient
@@ -29,6 +28,7 @@ from client.membership import joined, reach, store
 from common.canonical import sha256_hex
 from common.meta import flatten
 from common.study import Study
+from deploy.health import ask
 from server.consortium import members
 from server.consortium.edge import Edge, write_edge
 from server.consortium.heads import heads_in
@@ -145,12 +145,13 @@ class Town:
     """
 
     def __init__(self, folder: Path, study: Study) -> None:
-        line, edge, superlink, *doors = free_ports(3 + len(SITES))
+        line, edge, superlink, *doors = free_ports(3 + 2 * len(SITES))
         self.folder, self.study = folder, study
         self.world = new_world(folder, *SITES, edge=f"localhost:{line}")
         self.edge = Edge(folder / "edge", f"127.0.0.1:{edge}", f"127.0.0.1:{superlink}")
         self.line = Line(line, edge)
-        self.doors = dict(zip(SITES, doors, strict=True))
+        self.doors = dict(zip(SITES, doors[::2], strict=True))
+        self.asked = {site: f"127.0.0.1:{port}" for site, port in zip(SITES, doors[1::2], strict=True)}
         self.orders, self.order = folder / "orders", Orders()
         self.processes: dict[str, ForkServerProcess] = {}
         self.fab = bundle(study)
@@ -187,7 +188,7 @@ class Town:
 
     def gateway(self, site: str, change: Callable[[], None] = brisk) -> None:
         log, door = self.log_of(f"{site} gateway"), self.doors[site]
-        self.start(f"{site} gateway", be_gateway, log, self.world.sites[site], door, change)
+        self.start(f"{site} gateway", be_gateway, log, self.world.sites[site], door, self.asked[site], change)
 
     def node(self, site: str, trap: Trap | None = None) -> None:
         self.start(f"{site} node", be_node, self.doors[site], SITES.index(site), self.study, trap)
@@ -283,9 +284,7 @@ class Town:
         return "\n".join(f"== {file.name}\n{self.log(file.stem)}" for file in sorted(self.folder.glob("*.log")))
 
     def health(self, site: str) -> str:
-        with suppress(httpx.TransportError):
-            return httpx.get(f"http://127.0.0.1:{self.doors[site]}/health", trust_env=False).text.strip()
-        return ""
+        return ask(self.asked[site])
 
     def audit(self, site: str) -> list[Entry]:
         """Return a site's audit log, checked against every head that the edge saw."""

@@ -1,13 +1,12 @@
 """The doctor: a site that is in order passes, and each thing that is not has its own line and remedy."""
 
+import asyncio
 import json
 import shutil
 import socket
 from collections import namedtuple
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -24,6 +23,7 @@ from client.finding import Finding, lines, worst
 from client.gateway.approvals import note_study
 from client.gateway.audit import AuditLog, Event
 from client.gateway.cli import audit_path
+from client.gateway.health import answering
 from client.gateway.switch import pause, resume
 from client.membership import store
 from client.worker.serve import serving
@@ -53,8 +53,8 @@ def site(study: Study, tmp_path: Path) -> Path:
 
 
 def found(site: Path, *plans: Study, later: timedelta = timedelta()) -> dict[str, Finding]:
-    listen, worker = f"127.0.0.1:{free_port()}", site / "worker" / "socket"
-    findings = diagnose(site, list(plans), NOW + later, listen=listen, socket=worker, connect=False)
+    health, worker = f"127.0.0.1:{free_port()}", site / "worker" / "socket"
+    findings = diagnose(site, list(plans), NOW + later, health=health, socket=worker, connect=False)
     return {one.what: one for one in findings}
 
 
@@ -126,44 +126,33 @@ def test_an_empty_site_is_told_the_first_steps(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists(), "looking changes nothing"
 
 
-@contextmanager
-def answering(status: int, text: str) -> Iterator[str]:
-    """Stand where the gateway would, and return where that is."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, args=[0.01]).start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
 def test_the_gateway_is_asked_how_it_is() -> None:
-    assert processes.gateway(f"127.0.0.1:{free_port()}").state == "warn"
-    for status, text, state in (
-        (200, "open\n", "ok"),
-        (200, "paused\n", "ok"),
-        (200, "<html>", "fail"),
-        (503, "the audit log cannot be written: nothing leaves\n", "fail"),
-        (404, "", "fail"),
-    ):
-        with answering(status, text) as listen:
-            finding = processes.gateway(listen)
-        assert (finding.state, bool(finding.remedy)) == (state, state != "ok"), finding
+    health, good = f"127.0.0.1:{free_port()}", [True]
+
+    async def story() -> None:
+        async with answering(health, lambda: good[0]):
+            for state, text in (("ok", "is serving"), ("fail", "nothing leaves")):
+                good[0] = state == "ok"
+                finding = await asyncio.to_thread(processes.gateway, health)
+                assert (finding.state, bool(finding.remedy)) == (state, state != "ok"), finding
+                assert text in finding.text
+
+    asyncio.run(story())
+    for nobody in (health, "nowhere", "127.0.0.1:65536"):
+        assert (processes.gateway(nobody).state, processes.gateway(nobody).text) == (
+            "warn",
+            f"no gateway listens at {nobody}",
+        )
     with socket.create_server(("127.0.0.1", 0)) as server:
-        Thread(target=_hang_up, args=[server]).start()
-        assert "does not answer" in processes.gateway(f"127.0.0.1:{server.getsockname()[1]}").text
+        Thread(target=_hang_up, args=[server], daemon=True).start()
+        finding = processes.gateway(f"127.0.0.1:{server.getsockname()[1]}")
+    assert (finding.state, "does not answer as a gateway" in finding.text) == ("fail", True)
 
 
 def _hang_up(server: socket.socket) -> None:
-    server.accept()[0].close()
+    with suppress(OSError):  # until the test has closed it
+        while True:
+            server.accept()[0].close()
 
 
 def test_the_worker_is_asked_how_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +220,7 @@ def call(*arguments: str | Path, code: int) -> str:
 def test_the_command(site: Path, study: Study, tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(study.toml())
     arguments: list[str | Path] = ["--site", site, "--study", tmp_path / "study.toml"]
-    arguments += ["--listen", f"127.0.0.1:{free_port()}"]
+    arguments += ["--health", f"127.0.0.1:{free_port()}"]
     findings = json.loads(call(*arguments, "--offline", "--json", code=0))
     assert all(one["state"] != "fail" for one in findings)
     # Nobody listens at the edge of this consortium.

@@ -6,10 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
-import httpx
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
@@ -19,6 +18,7 @@ from common.canonical import sha256_hex
 from common.consortium.keys import openssh_public
 from common.environment import flower_environment, tool
 from common.study import Study
+from deploy.health import ask
 from server.consortium.edge import Edge, write_edge
 from server.consortium.superlink import write_connection
 from simulations.engines.control import Control, running, until
@@ -45,7 +45,7 @@ class Real:
         self.site = world.sites["st-mary"]
         address = world.authority.manifest().edge
         self.edge = Edge(folder / "edge", f"127.0.0.1:{address.split(':')[1]}", f"127.0.0.1:{free_port()}")
-        self.door, self.home = free_port(), folder / "coordinator"
+        self.door, self.health, self.home = free_port(), f"127.0.0.1:{free_port()}", folder / "coordinator"
         write_edge(world.authority, self.edge, NOW)
         for name in ("coordinator", "node"):
             (folder / name).mkdir()
@@ -78,7 +78,7 @@ class Real:
 
     def gateway(self) -> "AbstractContextManager[subprocess.Popen[bytes]]":
         command = [sys.executable, "-c", "from client.cli import app; app()", "gateway", "--site", str(self.site)]
-        command += ["--listen", f"127.0.0.1:{self.door}"]
+        command += ["--listen", f"127.0.0.1:{self.door}", "--health", self.health]
         return running(self.folder / "gateway.log", {**self.ours, "PYTHONPATH": str(ROOT)}, *command)
 
     def node(self) -> "AbstractContextManager[subprocess.Popen[bytes]]":
@@ -89,14 +89,7 @@ class Real:
     def gateway_and_node(self, stack: ExitStack) -> "tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]":
         """Start both, and wait until the node is one of the SuperLink's."""
         gateway = stack.enter_context(self.gateway())
-        door = stack.enter_context(httpx.Client(trust_env=False, timeout=30))
-
-        def is_open() -> bool:
-            with suppress(httpx.TransportError):
-                return door.get(f"http://127.0.0.1:{self.door}/health").text == "open\n"
-            return False
-
-        until(is_open, 240, lambda: self.log("gateway"))
+        until(lambda: ask(self.health) == "SERVING", 240, lambda: self.log("gateway"))
         node = stack.enter_context(self.node())
         until(lambda: "the node is number" in self.log("gateway"), 240, lambda: self.log("node"))
         return gateway, node

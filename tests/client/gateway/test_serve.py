@@ -19,6 +19,7 @@ from client.cli import app
 from client.gateway.peer import owner, user_number
 from client.gateway.serve import _loopback
 from common.errors import FleetError
+from deploy.health import ask
 from tests.server.consortium.founded import new_world
 from tests.server.consortium.test_edge import free_port
 
@@ -27,20 +28,18 @@ PROTOBUF = {"content-type": PROTOBUF_MEDIA_TYPE}
 
 
 @contextmanager
-def started(site: Path, port: int, *more: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def started(site: Path, port: int, health: str, *more: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     command = [sys.executable, "-c", "from client.cli import app; app()", "gateway"]
-    command += ["--site", str(site), "--listen", f"127.0.0.1:{port}", *more]
+    command += ["--site", str(site), "--listen", f"127.0.0.1:{port}", "--health", health, *more]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
         try:
             for _ in range(1200):
-                try:
-                    client.get("/health")
+                if ask(health) == "SERVING":
                     break
-                except httpx.TransportError:
-                    assert process.poll() is None, process.stderr.read()
-                    time.sleep(0.05)
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.05)
             yield process, client
         finally:
             process.kill()
@@ -51,9 +50,15 @@ def started(site: Path, port: int, *more: str) -> Iterator[tuple[subprocess.Pope
 @pytest.mark.slow
 def test_it_answers_what_it_must_and_ends_when_told(tmp_path: Path) -> None:
     site = new_world(tmp_path, "st-mary", edge=f"localhost:{free_port()}").sites["st-mary"]
-    with started(site, free_port()) as (process, client):
-        assert (client.get("/health").status_code, client.get("/health").text) == (200, "open\n")
-        for path in ("/docs", "/v1/control/start-run", "/v1/fleet/activate-node", "/v1/runtime/acquire-task"):
+    health = f"127.0.0.1:{free_port()}"
+    with started(site, free_port(), health) as (process, client):
+        for path in (
+            "/docs",
+            "/health",
+            "/v1/control/start-run",
+            "/v1/fleet/activate-node",
+            "/v1/runtime/acquire-task",
+        ):
             assert client.get(path).status_code in (403, 405), path
         assert client.post("/v1/control/start-run", headers=PROTOBUF).status_code == 403
         assert client.post("/v1/fleet/start-run", headers=PROTOBUF).status_code == 403
@@ -73,14 +78,16 @@ def test_it_answers_what_it_must_and_ends_when_told(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert process.stderr is not None
-        assert "closed" in process.stderr.read()
+        said = process.stderr.read().splitlines()
+        assert [line.partition(" gateway: ")[2].split()[0] for line in said] == ["open", "the", "closed"], said
+        assert ask(health) == "UNAVAILABLE"
 
 
 @pytest.mark.slow
 def test_one_user_is_the_node(tmp_path: Path) -> None:
     site = new_world(tmp_path, "st-mary", edge=f"localhost:{free_port()}").sites["st-mary"]
     for user, status in ((os.getuid(), 200), (os.getuid() + 1, 403)):
-        with started(site, free_port(), "--node-user", str(user)) as (_, client):
+        with started(site, free_port(), f"127.0.0.1:{free_port()}", "--node-user", str(user)) as (_, client):
             assert client.post("/v1/fleet/register-node", headers=PROTOBUF).status_code == status
 
 

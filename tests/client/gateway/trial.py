@@ -4,12 +4,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 from flwr.app import Message
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -31,6 +30,7 @@ from common.canonical import sha256_hex
 from common.contract import Instruction, pack_instruction
 from common.environment import flower_environment, tool
 from common.study import Study
+from deploy.health import ask
 from server.consortium import members
 from server.consortium.edge import Edge, write_edge
 from simulations.engines.control import APP, free_ports, running, until
@@ -91,7 +91,7 @@ class Here:
     """A consortium of one site, with Flower's own processes."""
 
     def __init__(self, folder: Path, fabs: list[bytes]) -> None:
-        self.folder, (self.port, self.door, self.runtime) = folder, free_ports(3)
+        self.folder, (self.port, self.door, self.health, self.runtime) = folder, free_ports(4)
         world = new_world(folder, "st-mary", edge=f"localhost:{self.port}")
         self.site, self.home = world.sites["st-mary"], folder / "coordinator"
         self.keys = Edge(folder / "edge", "127.0.0.1:9", f"localhost:{self.port}")
@@ -121,6 +121,7 @@ class Here:
             *("--database", str(self.home / "state.db"), "--isolation", "process"),
         ]
         gateway = [tool("wardround-site"), "gateway", "--site", str(self.site), "--listen", f"127.0.0.1:{self.door}"]
+        gateway += ["--health", f"127.0.0.1:{self.health}"]
         node = [tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{self.door}"]
         node += ["--isolation", "process", "--host", host, "--port", str(self.runtime)]
         executor = [sys.executable, warm.__file__, f"{host}:{self.runtime}"]
@@ -132,7 +133,7 @@ class Here:
             until(lambda: reach(member).finding.state == "ok", _WAIT, lambda: self.log("coordinator"))
             with self.client(ControlHttpClient) as control:
                 control.RegisterNode(RegisterNodeRequest(public_key=member.member.node.encode(), name="st-mary"))
-            until(self.is_open, _WAIT, lambda: self.log("gateway"))
+            until(lambda: ask(f"127.0.0.1:{self.health}") == "SERVING", _WAIT, lambda: self.log("gateway"))
             stack.enter_context(self.process("node", *node))
             stack.enter_context(self.process("executor", *executor, before=cell, home=inside))
             until(lambda: "the node is number" in self.log("gateway"), _WAIT, lambda: self.log("node"))
@@ -159,11 +160,6 @@ class Here:
             yield Run(grid, found.run.run_id, found.task_id)
         finally:
             grid.close()
-
-    def is_open(self) -> bool:
-        with suppress(httpx.TransportError):
-            return httpx.get(f"http://127.0.0.1:{self.door}/health", trust_env=False).text == "open\n"
-        return False
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")[-6000:]

@@ -31,7 +31,7 @@ def refused(*arguments: str | Path) -> str:
 def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "wardround-study found" in refused("--consortium", tmp_path / "none")
     folder = new_world(tmp_path, "st-mary").authority.folder
-    free = {"--superlink": f"127.0.0.1:{free_port()}", "--listen": f"127.0.0.1:{free_port()}"}
+    free = {option: f"127.0.0.1:{free_port()}" for option in ("--superlink", "--health", "--listen")}
     with socket.create_server(("127.0.0.1", 0)) as server:
         for option in free:
             addresses = free | {option: f"127.0.0.1:{server.getsockname()[1]}"}
