@@ -106,9 +106,9 @@ def test_every_process_has_a_user_and_a_folder_of_its_own(folder: Path, tmp_path
     assert {name for name in made if name.startswith("wardround")} == users
     assert all(made[name].endswith("nologin") for name in users)
     lines = (folder / "tmpfiles.conf").read_text().splitlines()
-    folders = {words[3]: words[1:3] for line in lines if (words := line.split()) and words[1].startswith("/var")}
+    folders = {words[1]: words[2:5] for line in lines if (words := line.split())[0] == "d"}
     for name in users:
-        assert folders[name] == [made[name].split(":")[5], "0700"]
+        assert folders[made[name].split(":")[5]] == ["0700", name, name]
 
 
 def option(unit: Path, name: str) -> str:
