@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import stat
 import zipfile
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from client.gateway.approvals import (
     must_be_approved,
     note_bundle,
     note_study,
+    study_must_be_approved,
 )
 from client.gateway.bundle import difference, read_bundle, run_config
 from common.canonical import sha256_hex
@@ -171,6 +173,24 @@ def test_what_was_changed_in_the_store_is_not_used(tmp_path: Path) -> None:
     (kept / "approvals" / f"bundle-{one.digest}.json").write_text("{}")
     with pytest.raises(ApprovalError, match="damaged"):
         items(tmp_path)
+
+
+def test_whoever_may_enter_the_folder_may_read_what_was_decided_and_reading_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ApprovalError, match="waits"):
+        study_must_be_approved(tmp_path, STUDY, NOW)
+    assert not items(tmp_path)
+    assert not list(tmp_path.iterdir())
+    before = os.umask(0o077)  # of the gateway's unit
+    decide(tmp_path, note_study(tmp_path, STUDY, NOW), "approved", NOW)
+    os.umask(before)
+    (file,) = (tmp_path / "gateway" / "approvals").iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700, "until an administrator lets somebody in"
+    study_must_be_approved(tmp_path, STUDY, NOW)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ApprovalError, match="cannot be read: Is a directory"):
+        study_must_be_approved(tmp_path, STUDY, NOW)
 
 
 def test_only_so_many_wait(tmp_path: Path) -> None:

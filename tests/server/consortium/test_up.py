@@ -15,6 +15,8 @@ from deploy.supervise import House
 from server.cli import app
 from server.consortium import members, up
 from server.consortium.edge import Edge, write_edge
+from server.consortium.superlink import superlink_command
+from tests.deploy.test_commands import parse
 from tests.server.consortium.founded import NOW, enrol, new_request, new_world
 from tests.server.consortium.test_edge import free_port, needs_nginx
 
@@ -40,6 +42,13 @@ def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path, monkeypa
     assert "not an address" in refused("--consortium", folder, "--listen", "nowhere")
     monkeypatch.setattr("server.consortium.up.shutil.which", lambda *_, **__: None)
     assert "apt install nginx" in refused("--consortium", folder)
+
+
+def test_the_superlink_answers_for_its_health_where_it_is_told(tmp_path: Path) -> None:
+    edge = Edge(tmp_path, "127.0.0.1:1", "127.0.0.1:2")
+    program, *arguments = superlink_command(edge, tmp_path / "state.db", tmp_path / "secret", "127.0.0.1:3")
+    options = parse([Path(program).name, *arguments])
+    assert (options.port, options.health_server_address) == (2, "127.0.0.1:3")
 
 
 class Watched:
