@@ -38,7 +38,7 @@ async def answering(address: str, good: Callable[[], bool]) -> AsyncIterator[Non
     FleetError
         Nothing can listen there.
     """
-    services = {"": good, "liveness": lambda: True}
+    services: dict[str, Callable[[], bool]] = {"": good, "liveness": lambda: True}
 
     async def check(
         request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext

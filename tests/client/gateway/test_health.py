@@ -62,9 +62,10 @@ def test_one_that_hangs_does_not_answer() -> None:
         finally:
             over.set()
 
-    async def story() -> list[str]:
+    async def story() -> tuple[str, str]:
         async with answering(address, hang):
-            first, second = asyncio.to_thread(ask, address, "", 60), asyncio.to_thread(asked_meanwhile)
-            return await asyncio.gather(first, second)
+            waiting = asyncio.to_thread(ask, address, "", 60)
+            first, second = await asyncio.gather(waiting, asyncio.to_thread(asked_meanwhile))
+            return first, second
 
-    assert asyncio.run(story()) == ["SERVING", "DEADLINE_EXCEEDED"]
+    assert asyncio.run(story()) == ("SERVING", "DEADLINE_EXCEEDED")
