@@ -68,6 +68,7 @@ def serve(settings: Settings, listen: str, health: str, node_user: str | None) -
         timeout_keep_alive=_KEEP_SECONDS,
         timeout_graceful_shutdown=_STOP_SECONDS,
     )
+    _say(f"open for a SuperNode at {listen}, health at {health}")
     asyncio.run(_run(uvicorn.Server(config), gateway, health))
     _say("closed")
 
@@ -77,7 +78,6 @@ async def _run(server: uvicorn.Server, gateway: Gateway, health: str) -> None:
         # uvicorn raises the signal that ended it once more when it has closed everything.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        _say(f"open for a SuperNode at {server.config.host}:{server.config.port}, health at {health}")
         await server.serve()
 
 
