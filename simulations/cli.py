@@ -24,7 +24,7 @@ from client.data.store import Site
 from common.console import plain_errors
 from common.errors import RoundError, StudyError
 from common.privacy.statement import guarantee
-from common.study import Study
+from common.study import RUN_KEYS, Study
 from server.cli import read_study
 from server.record import run_folder
 from simulations.tables import summary
@@ -357,6 +357,8 @@ def _plan(file: Path | None, changes: list[str] | None, default: Study | None = 
         key, equals, text = change.partition("=")
         if not equals:
             raise StudyError(f"--set takes KEY=VALUE, as in study.rounds=5 (it was {change!r})")
+        if key.strip() in RUN_KEYS:
+            raise StudyError(f"{key.strip()} is of a run of `flwr run` and no part of a study: leave it out here")
         given[key.strip()] = _value(text.strip())
     return study.override(given) if given else study
 
