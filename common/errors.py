@@ -6,6 +6,7 @@ __all__ = [
     "ApprovalError",
     "AuditError",
     "BudgetError",
+    "ClockError",
     "ContractError",
     "DataError",
     "DeviceError",
@@ -215,6 +216,19 @@ class ServiceError(WardroundError):
     """A process that is to run all the time cannot be started, or does not stay."""
 
     code = 122
+
+
+class ClockError(WardroundError):
+    """The coordinator's clock and the site's are too far apart.
+
+    Attributes
+    ----------
+    why : str
+        Always ``clock``: for the audit log and for programs.
+    """
+
+    code = 123
+    why = "clock"
 
 
 def explain(code: int) -> str:

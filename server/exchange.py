@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from itertools import islice
 
 import httpx
@@ -28,6 +29,8 @@ _AHEAD = 8
 _FIRST_POLL_SECONDS = 0.005
 _SOON_POLL_SECONDS = 0.2
 _LAST_POLL_SECONDS = 1.0
+# A clock that is further behind is wrong.
+_BEHIND_SECONDS = 5.0
 
 #: Called with what happens besides answers: an event's name and what is known of it.
 Note = Callable[..., None]
@@ -142,8 +145,13 @@ class Exchange:
         sites = list(nodes.items())
         for window in (sites[i : i + _WINDOW] for i in range(0, len(sites), _WINDOW)):
             messages = [Message(content, node, _TYPES[instruction.kind], ttl=2 * seconds) for _, node in window]
-            with self._transport():
-                ids = list(self.grid.push_messages(messages))
+            try:
+                with self._transport():
+                    ids = list(self.grid.push_messages(messages))
+            except httpx.HTTPStatusError as error:
+                if not _is_behind(error.response):
+                    raise
+                ids = []
             # Flower gives no id for a message that it cannot pass on, and no ids at all where they are too large.
             for message_id, (site, _) in zip(ids or [""] * len(window), window, strict=True):
                 sent[message_id or f"{_UNSENT}{site}"] = site
@@ -165,7 +173,9 @@ class Exchange:
         """
         if message_id.startswith(_UNSENT):
             held[message_id] = ContractError(
-                "Flower could not send the message: the site has left, or it is too large", "unsent"
+                "Flower could not send the message: the site has left, it is too large, or this machine's clock is "
+                "behind the SuperLink's",
+                "unsent",
             )
             return True
         try:
@@ -217,6 +227,15 @@ class Exchange:
 
 
 _UNSENT = "unsent "
+
+
+def _is_behind(flower: httpx.Response) -> bool:
+    """Say whether this machine's clock is behind the SuperLink's: for that, a message may be over when it is sent."""
+    try:
+        theirs = parsedate_to_datetime(flower.headers["date"]).timestamp()
+    except (KeyError, ValueError):
+        return False
+    return theirs - time.time() > _BEHIND_SECONDS
 
 
 def _judge(

@@ -19,6 +19,7 @@ from common.privacy.statement import guarantee
 from common.study import Study
 from server.aggregation import Aggregator, explain_need, sites_needed
 from server.checkpoint import Checkpoint, latest, store
+from server.clock import Clock
 from server.evaluation import Best, evaluate, with_verdict
 from server.exchange import Exchange, Refusal
 from server.outer import OuterOptimiser
@@ -92,6 +93,7 @@ class _Run:
         self.layout = initial_theta(study)
         self.rounds = 0 if study.algorithm.name == LocalOnly.name else study.study.rounds
         self.outer = OuterOptimiser(study.outer, flatten(self.layout).numpy(), study.study.rounds)
+        self.clock = Clock()
         self.round = 0
         self.best: Best | None = None
         self.recent: list[float] = []
@@ -162,7 +164,12 @@ class _Run:
             asked = list(choice.asked)
             sites = self._sites(choice)
             self.record.status(state="training", round=number, attempt=attempt, waiting_for=asked, sites=sites)
-            scalars, refusals = self._attempt(number, attempt, choice, theta, digest)
+            try:
+                scalars, refusals = self._attempt(number, attempt, choice, theta, digest)
+            finally:  # also where Flower has ended the run for it
+                if happened := self.clock.was_set():
+                    self.record.event("clock", round=number, reason=happened)
+                    self.say(f"warning: {happened}")
             down += theta.nbytes * len(choice.asked)
             if self.aggregator.count >= self.needed:
                 break

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["pytest_configure", "shared_data"]
+__all__ = ["pytest_collection_modifyitems", "pytest_configure", "shared_data"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,6 +22,11 @@ def pytest_configure(config: pytest.Config) -> None:
     environment.setenv("FLWR_TELEMETRY_ENABLED", "0")
     environment.setenv("FLWR_DISABLE_UPDATE_CHECK", "1")
     environment.setenv("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let tests that mostly wait begin at once: one process has them, and the others compute in the meantime."""
+    items.sort(key=lambda item: item.get_closest_marker("waits") is None)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from client.gateway.fleet import Upstream, insist
 from client.gateway.incoming import Handed, metadata_of, names, open_message
 from client.gateway.outbox import Outbox
 from common.canonical import sha256_hex
-from common.errors import ContractError, FleetError, WardroundError
+from common.errors import ClockError, ContractError, FleetError, WardroundError
 from common.study import Study
 
 __all__ = ["Inbox", "Run"]
@@ -30,6 +30,9 @@ _RUNS = 64
 
 #: Bytes of a message beside its theta.
 _BESIDE = 2**20
+
+#: This site's clock may be so many seconds behind the coordinator's: as Flower has it.
+_BEHIND_SECONDS = 305.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Inbox:
         try:
             if len(found.messages_list) != 1 or len(found.message_object_trees) != 1:
                 raise ContractError("the coordinator sends one message at a time, with its tree of objects", "tree")
+            _must_be_of_now(metadata)
             run = await self._run(upstream, node, metadata.run_id)
             study = run.study.digest
             return await self._take(upstream, node, run, metadata, proto, found.message_object_trees[0])
@@ -160,6 +164,15 @@ class Inbox:
                 raise ContractError("an object of the message is not there", "object")
             await asyncio.sleep(pause)
             pause = min(2 * pause, 2.0)
+
+
+def _must_be_of_now(metadata: Metadata) -> None:
+    """Check that a message was not made at a time that has yet to come."""
+    if (ahead := metadata.created_at - time.time()) > _BEHIND_SECONDS:
+        raise ClockError(
+            f"the message was made {ahead:.0f} s ahead of this site's clock: the coordinator's clock is wrong, or this "
+            "one (`wardround-site doctor` says by how much it is apart from the edge's)"
+        )
 
 
 def _utc() -> datetime:

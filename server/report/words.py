@@ -79,7 +79,7 @@ LIMITS = (
 
 #: Rows of a table, beyond which only sites that never trained and those at both ends are shown.
 _ROWS, _ENDS = 40, 12
-_NOTABLE = {"resumed", "failed-attempt", "damaged", "left", "stopped-early", "failed"}
+_NOTABLE = {"resumed", "failed-attempt", "damaged", "left", "stopped-early", "failed", "clock"}
 
 
 def verdict(facts: Facts) -> Iterator[str]:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -24,7 +23,6 @@ from flwr.common.constant import SUPERLINK_NODE_ID, SubStatus
 from flwr.common.serde import run_from_proto
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
 from flwr.supercore.constant import TaskType
-from flwr.supercore.date import now
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
@@ -45,6 +43,7 @@ from server.app import app
 from server.exchange import Exchange
 from tests.client.gateway.doubles import NodeDouble
 from tests.client.hospitals import enter_run
+from tests.deploy.clock import follow
 from tests.server.rubbish import PATIENT
 from tests.server.scripted import Scripted
 
@@ -57,7 +56,6 @@ __all__ = [
     "be_node",
     "be_superlink",
     "brisk",
-    "clock_of",
     "duplicating",
 ]
 
@@ -68,17 +66,19 @@ Change = Callable[[], None]
 Trap = tuple[int, str]
 
 
-def be_superlink(log: Path, home: Path, arguments: list[str]) -> None:
+def be_superlink(log: Path, clock: Path, home: Path, arguments: list[str]) -> None:
     """Run ``flower-superlink``."""
     _say_into(log)
+    follow(clock)
     os.environ.update(FLWR_HOME=str(home), HOME=str(home))
     sys.argv = ["flower-superlink", *arguments]
     flower_superlink()
 
 
-def be_gateway(log: Path, site: Path, port: int, health: str, change: Change) -> None:
+def be_gateway(log: Path, clock: Path, site: Path, port: int, health: str, change: Change) -> None:
     """Run ``wardround-site gateway``; ``change`` makes its surroundings others."""
     _say_into(log)
+    follow(clock)
     os.environ.update(NO_PROXY="localhost,127.0.0.1")
     change()
     serve(Settings(site, None, 2**30), f"127.0.0.1:{port}", health, None)
@@ -88,11 +88,6 @@ def brisk() -> None:
     """Let the gateway wait for less long than over a real network."""
     fleet._SILENT_SECONDS, fleet._CONNECT_SECONDS = 6.0, 6.0
     outbox._LONGEST_PAUSE_SECONDS = 1.0
-
-
-def clock_of(ahead: float) -> None:
-    """Let the gateway's clock be ahead of all others, by some seconds."""
-    fleet.now = lambda: now() + timedelta(seconds=ahead)  # type: ignore[attr-defined]
 
 
 def duplicating() -> None:
@@ -148,8 +143,9 @@ class Door:
         return found.content
 
 
-def be_node(port: int, number: int, study: Study, trap: Trap | None) -> None:
+def be_node(clock: Path, port: int, number: int, study: Study, trap: Trap | None) -> None:
     """Answer messages as `Scripted` does, for ever, and die where the trap is."""
+    follow(clock)
     enter_run()
     client = Scripted(study)
     context = Context(1, 1, {"partition-id": number}, RecordDict(), dict(study.run_config()))
@@ -196,9 +192,12 @@ async def _until_it_works(begin: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(0.1)
 
 
-def be_coordinator(log: Path, superlink: str, authority: bytes, study: Study, orders: Path, resume: int | None) -> None:
+def be_coordinator(
+    log: Path, clock: Path, superlink: str, authority: bytes, study: Study, orders: Path, resume: int | None
+) -> None:
     """Take the run that waits, and run the ServerApp as `Orders` say."""
     _say_into(log)
+    follow(clock)
     _obey(orders)
     version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
     executor = RuntimeHttpClient.from_server_address(
@@ -266,10 +265,10 @@ def _obey(path: Path) -> None:
             yield outcome
 
     rounds._Run._one_round = when_it_may  # type: ignore[method-assign]
-    rounds._PAUSE_SECONDS = 0.0
+    rounds._PAUSE_SECONDS = rounds._LONGEST_PAUSE_SECONDS = 0.2
     Exchange.ask = until_it_is_over  # type: ignore[method-assign]
     for module in (exchange, patience):
-        module.time = SimpleNamespace(monotonic=clock, sleep=time.sleep)  # type: ignore[attr-defined]
+        module.time = SimpleNamespace(monotonic=clock, sleep=time.sleep, time=time.time)  # type: ignore[attr-defined]
 
 
 def _say_into(log: Path) -> None:

@@ -11,16 +11,12 @@ test has the others. Deadlines and silences are some seconds here. After all of 
 
 import json
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flwr.proto.control_pb2 import RegisterNodeRequest
-from typer.testing import CliRunner
 
 from client.cli import app as at_site
 from client.gateway.cli import audit_path
@@ -28,9 +24,19 @@ from common.contract import theta_digest
 from server.cli import app as at_coordinator
 from server.consortium.authority import open_authority
 from server.consortium.heads import contradictions, heads_in, keep
-from server.record import run_folder
 from server.rounds import initial_theta
-from tests.deploy.players import announcing, clock_of, duplicating
+from tests.deploy.players import announcing, duplicating
+from tests.deploy.run import (
+    Here,
+    clock_events,
+    command,
+    counted,
+    everybody,
+    last_failed,
+    missing,
+    short_of_time,
+    waiting_for,
+)
 from tests.deploy.town import SITES, Town, history, limited, town_of, until
 from tests.server.consortium.founded import NOW
 from tests.server.consortium.test_edge import needs_nginx, nginx
@@ -40,7 +46,7 @@ from tests.server.test_soak import chain
 
 STUDY = a_study(
     {
-        "study.rounds": 32,
+        "study.rounds": 40,
         "sites.held-out": "",
         "data.sites": len(SITES),
         "sites.quorum": 2,
@@ -51,47 +57,7 @@ STUDY = a_study(
     }
 )
 FIRST, SECOND, THIRD = SITES
-
-
-def everybody(line: dict[str, Any]) -> bool:
-    return set(line["sites"]) == set(SITES)
-
-
-def counted(site: str) -> Callable[[dict[str, Any]], bool]:
-    return lambda line: site in line["sites"]
-
-
-def missing(site: str) -> Callable[[dict[str, Any]], bool]:
-    return lambda line: site not in line["sites"]
-
-
-def command(app: Any, *arguments: str | Path) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-@dataclass
-class Here:
-    """A consortium, and the run that goes on in it."""
-
-    town: Town
-    run: int
-
-    @property
-    def folder(self) -> Path:
-        return run_folder(self.run)
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        return history(self.folder)
-
-    def reach(self, condition: Callable[[dict[str, Any]], object], *, without: str = "") -> dict[str, Any]:
-        return self.town.reach(self.folder, condition, without=without)
-
-    def until_said(self, site: str, words: str, times: int = 1) -> None:
-        """Wait until a site's gateway has said something."""
-        until(lambda: self.town.log_of(f"{site} gateway").read_text().count(words) >= times, self.town.logs)
+HOUR = 3600.0
 
 
 def killed(step: str, here: Here) -> None:
@@ -175,11 +141,57 @@ def full_audit_log(here: Here) -> None:
 
 def wrong_clock(here: Here) -> None:
     for seconds, words in ((6, "s ahead of the edge's"), (-310, "s behind the edge's"), (86400, "86400 s ahead of")):
-        restart_gateway(here.town, THIRD, partial(clock_of, seconds))
+        here.town.set_clocks(seconds, THIRD)
         here.until_said(THIRD, f"{words}")
         assert "set this machine's clock by NTP" in here.town.log(f"{THIRD} gateway")
-    restart_gateway(here.town, THIRD)
+    here.town.set_clocks(-60, THIRD)  # which Flower allows
     here.reach(counted(THIRD))
+    here.town.set_clocks(0, THIRD)
+    here.reach(counted(THIRD))
+
+
+def coordinators_clock(here: Here) -> None:
+    """Set it while a round waits for a site, then so that sites refuse what is asked, and then that Flower does."""
+    town = here.town
+    with waiting_for(here, THIRD) as number:
+        town.set_clocks(HOUR, "coordinator")
+    until(lambda: len(here.lines) >= number, town.logs)
+    before, line = here.lines[number - 2 :]
+    assert everybody(line)
+    assert line["at"] - before["at"] > HOUR
+    number = town.next_round(here.folder)
+    here.until_said(FIRST, "s ahead of this site's clock")
+    until(lambda: last_failed(here, number) == {123}, town.logs)
+    town.set_clocks(-HOUR, "coordinator")
+    until(lambda: last_failed(here, number) == {"unsent"}, town.logs)
+    town.set_clocks(0, "coordinator")
+    until(lambda: len(here.lines) >= number, town.logs)
+    assert everybody(here.lines[-1])
+    assert clock_events(here) == ["3600 s ahead", "7200 s back", "3600 s ahead"]
+
+
+def whole_machines_clock(here: Here) -> None:
+    """Set the SuperLink's too: ahead, it takes the run for dead, and the sites' calls for old; back, for ones to come.
+
+    nginx goes on by the true time here, so the gateways cannot say that it is the clock.
+    """
+    town, seen = here.town, len(clock_events(here))
+    with short_of_time(here):
+        for ahead in (HOUR, -HOUR):
+            before = town.log_of(f"{FIRST} gateway").read_text().count("does not know this site's node")
+            with waiting_for(here, THIRD) as number:
+                town.set_clocks(ahead, "coordinator", "superlink")
+                here.until_said(FIRST, "does not know this site's node", before + 1)
+                until(lambda: ahead < 0 or town.dead("coordinator"), town.logs)  # noqa: B023
+                town.set_clocks(0, "coordinator", "superlink")
+            until(lambda: town.online() == list(SITES), town.logs)
+            if town.dead("coordinator"):
+                town.coordinator(resume=here.run)
+            until(lambda: len(here.lines) >= number or town.dead("coordinator"), town.logs)
+            if town.dead("coordinator"):  # a run that lived by the other time for long is dead by the true one
+                town.coordinator(resume=here.run)
+            here.reach(everybody)
+    assert clock_events(here)[seen] == "3600 s ahead"
 
 
 def new_keys(here: Here) -> None:
@@ -226,13 +238,15 @@ def full_database(here: Here) -> None:
 
 def lost_database(here: Here) -> None:
     town = here.town
+    unknown = "has yet to register its node key"
+    before = {site: town.log_of(f"{site} gateway").read_text().count(unknown) for site in SITES}
     town.kill("coordinator")
     town.kill("superlink")
     for file in town.folder.glob("state.db*"):
         file.unlink()
     town.superlink()
     for site in SITES:
-        here.until_said(site, "has yet to register its node key")
+        here.until_said(site, unknown, before[site] + 1)
         calls = map(json.loads, (town.edge.folder / "access.log").read_text().splitlines())
         assert any(
             (call["site"], call["call"], call["status"]) == (site, "POST /v1/fleet/activate-node", "412")
@@ -265,6 +279,8 @@ FAULTS: dict[str, Callable[[Here], None]] = {
     "(8) a site says that it answers, and nothing comes": announced_only,
     "(14) the disk of a site's audit log is full": full_audit_log,
     "(15) a site's clock is wrong": wrong_clock,
+    "(15) the ServerApp's clock is set by hours in a round": coordinators_clock,
+    "(15) the coordinator's machine has its clock set by an hour in a round": whole_machines_clock,
     "(16) a site changes its keys": new_keys,
     "(3) the ServerApp is killed in a round, and goes on as another run": serverapp_killed,
     "(4) the SuperLink is killed in a round, and starts anew on its database": superlink_killed,
@@ -276,6 +292,7 @@ FAULTS: dict[str, Callable[[Here], None]] = {
 
 @needs_nginx
 @pytest.mark.slow
+@pytest.mark.waits
 @pytest.mark.timeout(1500)
 def test_whatever_fails_the_run_goes_on_and_nothing_counts_twice(tmp_path: Path, subtests: pytest.Subtests) -> None:
     with town_of(tmp_path, STUDY) as town:
@@ -288,14 +305,6 @@ def test_whatever_fails_the_run_goes_on_and_nothing_counts_twice(tmp_path: Path,
         town.tell(number=STUDY.study.rounds, without=THIRD)
         until((here.folder / "result.json").exists, town.logs)
         check_what_must_hold(town, here.folder)
-
-
-@contextmanager
-def short_of_time(here: Here) -> Iterator[None]:
-    """Let rounds end soon: Flower hands a message over once, and one that is lost on its way is not answered."""
-    here.town.tell(seconds=6.0)
-    yield
-    here.town.tell(seconds=STUDY.sites.deadline_seconds)
 
 
 def restart_node(here: Here, site: str, what: str) -> int:

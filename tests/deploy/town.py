@@ -35,6 +35,7 @@ from server.consortium.heads import heads_in
 from server.rounds import initial_theta
 from simulations.engines.control import free_ports
 from tests.client.gateway.doubles import bundle
+from tests.deploy.clock import set_clock
 from tests.deploy.players import Orders, Trap, be_coordinator, be_gateway, be_node, be_superlink, brisk
 from tests.processes import CONTEXT
 from tests.server.consortium.founded import NOW, new_world
@@ -63,7 +64,8 @@ class Line:
         self.reset_every = 0  # pieces from one that resets its connection to the next
         self.open = asyncio.Event()
         self.dead = asyncio.Event()
-        self._never = asyncio.Event()  # kept here, or what waits for it would be collected as garbage
+        self._never = asyncio.Event()
+        self._connections: set[asyncio.Task[Any] | None] = set()  # else one that nothing wakes is collected as garbage
         self.pieces = 0
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, daemon=True)
@@ -110,13 +112,15 @@ class Line:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        dead, ends = self.dead, [writer]
+        dead, ends, task = self.dead, [writer], asyncio.current_task()
+        self._connections.add(task)
         with suppress(OSError, asyncio.CancelledError):
             there, back = await asyncio.open_connection("127.0.0.1", self.edge)
             ends.append(back)
             await asyncio.gather(self._carry(reader, back, dead), self._carry(there, writer, dead))
         for end in ends:
             end.close()
+        self._connections.discard(task)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dead: asyncio.Event) -> None:
         while piece := await reader.read(2**14):
@@ -184,20 +188,22 @@ class Town:
         arguments = ["--host", "127.0.0.1", "--port", port, "--enable-supernode-auth", "--isolation", "process"]
         arguments += ["--ssl-ca-certfile", f"{keys}/authority.pem", "--ssl-certfile", f"{keys}/superlink.pem"]
         arguments += ["--ssl-keyfile", f"{keys}/superlink.key", "--database", str(self.database)]
-        self.start("superlink", be_superlink, self.log_of("superlink"), self.folder, arguments)
+        self.start("superlink", be_superlink, self.log_of("superlink"), self.clock("superlink"), self.folder, arguments)
 
     def gateway(self, site: str, change: Callable[[], None] = brisk) -> None:
         log, door = self.log_of(f"{site} gateway"), self.doors[site]
-        self.start(f"{site} gateway", be_gateway, log, self.world.sites[site], door, self.asked[site], change)
+        own = self.clock(site), self.world.sites[site], door, self.asked[site], change
+        self.start(f"{site} gateway", be_gateway, log, *own)
 
     def node(self, site: str, trap: Trap | None = None) -> None:
-        self.start(f"{site} node", be_node, self.doors[site], SITES.index(site), self.study, trap)
+        self.start(f"{site} node", be_node, self.clock(site), self.doors[site], SITES.index(site), self.study, trap)
 
     def coordinator(self, resume: int | None = None) -> int:
         """Start the study, or go on with a run; return the run's number."""
         run = self.control("StartRun", StartRunRequest(fab=Fab(hash_str=sha256_hex(self.fab), content=self.fab))).run_id
         arguments = (self.edge.superlink, self.authority, self.study, self.orders, resume)
-        self.start("coordinator", be_coordinator, self.log_of("coordinator"), *arguments)
+        log, own = self.log_of("coordinator"), self.clock("coordinator")
+        self.start("coordinator", be_coordinator, log, own, *arguments)
         return int(run)
 
     def end(self) -> None:
@@ -274,6 +280,14 @@ class Town:
 
     # What they say.
 
+    def clock(self, name: str) -> Path:
+        return self.folder / f"{name}.clock"
+
+    def set_clocks(self, ahead: float, *names: str) -> None:
+        """Set the clocks of ``superlink``, ``coordinator`` or a site's processes, as many seconds ahead of the time."""
+        for name in names:
+            set_clock(self.clock(name), ahead)
+
     def log_of(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
@@ -285,6 +299,10 @@ class Town:
 
     def health(self, site: str) -> str:
         return ask(self.asked[site])
+
+    def sent(self, site: str) -> list[bytes]:
+        """Return the lines of a site's audit log about what left."""
+        return [line for line in audit_path(self.world.sites[site]).read_bytes().splitlines() if b'"sent"' in line]
 
     def audit(self, site: str) -> list[Entry]:
         """Return a site's audit log, checked against every head that the edge saw."""

@@ -20,7 +20,7 @@ from client.gateway.gateway import Gateway
 from client.gateway.switch import pause, resume
 from client.membership import store
 from common.canonical import sha256_hex
-from common.errors import ApprovalError, AuditError, ContractError, EgressError, FleetError
+from common.errors import ApprovalError, AuditError, ClockError, ContractError, EgressError, FleetError
 from server.consortium import members
 from tests.client.gateway.doubles import NODE, STUDY, D, NodeDouble, Setup, bundle, honest, question, set_up
 from tests.server.consortium.founded import NOW
@@ -535,9 +535,7 @@ def test_a_clock_that_is_behind_the_coordinators_keeps_no_run_waiting(here: Setu
     here.reject(STUDY.digest)
 
     async def story(_: Gateway, node: NodeDouble) -> None:
-        asked = question()
-        asked.metadata.created_at += 60
-        asked.metadata.__dict__["_message_id"] = asked.object_id
+        asked = later(60)
         here.link.ask(asked)
         assert await node.take() is None
         await until(here.link.answers)
@@ -545,6 +543,37 @@ def test_a_clock_that_is_behind_the_coordinators_keeps_no_run_waiting(here: Setu
         assert answer.metadata.created_at >= asked.metadata.created_at - 1e-6
 
     run(here, story)
+
+
+def later(seconds: float) -> Message:
+    """Return a question that the coordinator made at a time that is yet to come here."""
+    asked = question()
+    asked.metadata.created_at += seconds
+    asked.metadata.__dict__["_message_id"] = asked.object_id
+    return asked
+
+
+def test_a_clock_that_is_behind_as_flower_lets_it_keeps_no_answer_back(here: Setup) -> None:
+    async def story(_: Gateway, node: NodeDouble) -> None:
+        here.link.ask(later(290))
+        message = await node.take()
+        assert message is not None
+        assert await node.send(honest(message))
+        await until(here.link.answers)
+
+    assert ("sent", "train", "") in outcomes(run(here, story))
+
+
+def test_a_message_of_another_time_is_refused_before_images_are_read(here: Setup) -> None:
+    async def story(_: Gateway, node: NodeDouble) -> None:
+        here.link.ask(later(3600))
+        assert await node.take() is None
+        await until(here.link.answers)
+        (answer,) = here.link.answers()
+        assert answer.error.code == ClockError.code
+
+    found = run(here, story)
+    assert ("refused", "message", "clock") in outcomes(found)
 
 
 def test_a_message_larger_than_any_of_its_study_is_not_taken(here: Setup) -> None:

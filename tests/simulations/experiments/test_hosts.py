@@ -50,6 +50,7 @@ def test_where_a_packet_goes_to(frame: bytes, to: To) -> None:
 
 @needs_nginx
 @pytest.mark.slow
+@pytest.mark.waits
 @pytest.mark.timeout(1800)
 def test_a_hospital_talks_to_the_edge_alone_and_without_its_gateway_to_nobody(tmp_path: Path) -> None:
     file = tmp_path / "hosts.json"
