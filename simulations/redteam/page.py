@@ -9,6 +9,7 @@ from pathlib import Path
 from client.data.html import png, text, write_private
 from simulations.redteam.figures import Figure
 from simulations.redteam.reconstruction import CANDIDATES, Picture
+from simulations.redteam.released import TARGET
 from simulations.redteam.table import outcome, promised, words
 from simulations.redteam.team import Result, Row
 from simulations.redteam.tricks import Trick
@@ -82,11 +83,14 @@ def _page(title: str, results: Sequence[Result], tricks: Sequence[Trick]) -> Ite
     yield (
         "<h2>How to read this</h2><p>AUC is the chance that the attack gives a patient who was there a higher score "
         "than one who was not: one half is a coin. The black line in a bar joins its one-sided 95&nbsp;% limits, which "
-        "count one trial an answer; the red mark is the most that the guarantee allows of a patient who is in a round, "
-        "whatever the attack. Gains are over the better of two baselines that saw nothing: the mean image, and what "
-        "the same attack makes of another site&rsquo;s answer. A patient is identified where the reconstruction is "
-        f"nearer to their image than to {CANDIDATES - 1} others. An attack that fails proves nothing; only the bounds "
-        "are proven.</p>\n</body></html>\n"
+        "count one trial an answer; the red mark is the most that the guarantee allows, whatever the attack.</p>\n"
+        "<p>Attacks on answers ask who was in a round, of patients who are known to be in the data. Attacks on theta "
+        "ask who is in the data at all, of what a run publishes. They are made on other runs of the same study, with a "
+        "random half of the patients each; a run is a trial, and the bound is that of all rounds together.</p>\n"
+        "<p>Gains are over the better of two baselines that saw nothing: the mean image, and what the same attack "
+        "makes of another site&rsquo;s answer. A patient is identified where the reconstruction is nearer to their "
+        f"image than to {CANDIDATES - 1} others. An attack that fails proves nothing; only the bounds are proven."
+        "</p>\n</body></html>\n"
     )
 
 
@@ -114,21 +118,23 @@ def _summary(results: Sequence[Result]) -> Iterator[str]:
     yield "</tbody></table>\n"
 
 
-#: Columns of the first table, and the figure whose largest value over attacks and roles they hold.
+#: Columns of the first table: the figure whose largest value they hold, and whether that is over attacks on theta.
 _SUMMARY = {
-    "membership, AUC": "AUC",
-    "true positives at 1 % false ones": "TPR at 1.0% FPR",
-    "reconstruction, gain in dB": "PSNR gain, dB",
-    f"identified among {CANDIDATES}": f"identified among {CANDIDATES}",
+    "who was in a round, by an answer: AUC": ("AUC", False),
+    "true positives at 1 % false ones": ("TPR at 1.0% FPR", False),
+    "who is in the data, by theta: AUC": ("AUC", True),
+    "reconstruction, gain in dB": ("PSNR gain, dB", False),
+    f"identified among {CANDIDATES}": (f"identified among {CANDIDATES}", False),
 }
 
 
 def _cell(result: Result, column: str) -> tuple[str, str]:
+    name, of_theta = _SUMMARY[column]
     found = [
         (figure, row)
         for row in result.rows
         for figure in row.figures
-        if figure.name == _SUMMARY[column] and row.attack != "label leakage"
+        if figure.name == name and row.attack != "label leakage" and (row.target == TARGET) == of_theta
     ]
     if not found:
         return "&ndash;", ""
