@@ -76,7 +76,7 @@ def patient_logits(session: Session, theta: Theta, supports: Episodes, places: P
             state = learner.adapt(network, theta, task.support, task.classes, steps, EAGER)
             parts = [
                 learner.predict(network, state, Batch(part, torch.zeros(len(part), dtype=torch.int64), None))
-                for part in x[asked].to(dtype).split(_CHUNK)
+                for part in torch.split(x[asked].to(dtype), _CHUNK)
             ]
         if parts:
             total[asked] += _logit(torch.cat(parts), here[asked].int().argmax(1))

@@ -1,5 +1,7 @@
 """The two tests on models' logits: against plain loops, and against the area that normal distributions have."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import norm
@@ -40,10 +42,10 @@ def test_rmia_is_a_count_of_pairs() -> None:
     assert np.isnan(found[0])
 
     def p(logit: float) -> float:
-        return 1 / (1 + np.exp(-logit))
+        return 1 / (1 + math.exp(-logit))
 
     def usually(logits: list[float]) -> float:
-        return 0.5 * (1.3 * np.mean([p(logit) for logit in logits]) + 0.7)
+        return 0.5 * (1.3 * sum(p(logit) for logit in logits) / len(logits) + 0.7)
 
     for x in range(1, 20):
         at_x = p(target[x]) / usually([references[m, x] for m in range(7) if not inside[m, x]])

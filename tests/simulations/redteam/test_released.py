@@ -13,6 +13,7 @@ from client.data.store import Site, open_site
 from client.session import open_session, virtual_site
 from common.meta import Episodes
 from common.study import Study
+from simulations.engines.inprocess import run_in_process
 from simulations.prepare import prepare
 from simulations.redteam import halves
 from simulations.redteam.bounds import bound_of_the_study
@@ -59,12 +60,11 @@ def test_of_a_patient_left_out_nothing_is_there(monkeypatch: pytest.MonkeyPatch)
     before = prepare(study)
     sessions = [open_session(study.run_config(), {"partition-id": number}) for number in range(3)]
     seen: list[list[Site]] = []
-    run = halves.run_in_process
 
     def looked_at(study: Study) -> object:
         seen.append([open_site(virtual_site(study, number), Recipe.of(study.model)) for number in range(3)])
         assert all(site._key for site in seen[-1])  # read before the folder is gone
-        return run(study)
+        return run_in_process(study)
 
     monkeypatch.setattr(halves, "run_in_process", looked_at)
     generator = np.random.default_rng(0)
