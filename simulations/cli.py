@@ -224,7 +224,7 @@ def redteam(
     runs: Annotated[
         int,
         typer.Option(min=0, help="Runs with random halves of the patients, to attack their theta: 8 or more, or 0."),
-    ] = 16,
+    ] = 8,
     page: Annotated[
         Path | None, typer.Option(help="Write a page with the reconstructed images beside the originals (HTML).")
     ] = None,

@@ -47,7 +47,7 @@ def test_a_page_shows_originals_beside_reconstructions(tmp_path: Path, monkeypat
     assert "<script" not in html
     assert "No run here has a guarantee" in html
     assert html.count("refused: code") == 12
-    assert asked == [16]
+    assert asked == [8]
     assert "<span class='told'>0.88</span> <span class='note'>LiRA on theta</span>" in html
     assert "AUC of who is in the data, by theta</h4>" in html
     assert "AUC 0.876 [0.700, 0.900]" in out

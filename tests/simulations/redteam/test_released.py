@@ -45,7 +45,7 @@ def test_a_theta_that_learned_its_patients_by_heart_tells_who_they_were() -> Non
 
 
 def test_with_a_guarantee_theta_is_under_the_bound_of_the_whole_study() -> None:
-    study = learned_by_heart("episode-clip", noise=8.0)
+    study = learned_by_heart("episode-clip", noise=8.0).override({"study.rounds": 6})
     found = figures(attack_released(study, 8, np.random.default_rng(0)))
     bound = bound_of_the_study(study)
     assert bound is not None
