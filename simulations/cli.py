@@ -221,17 +221,22 @@ def redteam(
     clip: Annotated[float, typer.Option(min=0, help="privacy.clip of the mechanisms.")] = 1.0,
     noise: Annotated[float, typer.Option(min=0, help="privacy.noise of the mechanisms.")] = 1.1,
     sampling: Annotated[float, typer.Option(min=0, max=1, help="privacy.sampling of the mechanisms.")] = 0.3,
+    runs: Annotated[
+        int,
+        typer.Option(min=0, help="Runs with random halves of the patients, to attack their theta: 8 or more, or 0."),
+    ] = 8,
     page: Annotated[
         Path | None, typer.Option(help="Write a page with the reconstructed images beside the originals (HTML).")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Attack what sites send, with and without a privacy mechanism; each figure stands beside its bound.
+    """Attack what sites send and what a run publishes, with and without a mechanism; each figure beside its bound.
 
     Then a malicious coordinator plays its tricks to one of the sites.
 
     The study runs with the real apps on copies of its virtual hospitals, its network and learner changed to each of the
-    settings, and every message is recorded. Without STUDY, three small phantom hospitals are attacked.
+    settings, and every message is recorded. The Conv4 of first order also runs with other halves of the patients
+    (--runs), to tell by theta alone who was there. Without STUDY, three small phantom hospitals are attacked.
 
     Exit code 1: an attack is proven to be above the bound that the guarantee puts on it, or a trick is not refused.
     That is a bug in wardround.
@@ -252,6 +257,7 @@ def redteam(
         clip=clip,
         noise=noise,
         sampling=sampling,
+        runs=runs,
         say=_progress.print,
     )
     _progress.print("a malicious coordinator")

@@ -14,7 +14,7 @@ from client.session import Session
 from common.meta import Batch, Episodes
 from common.pixels import CENTRE, SPREAD
 
-__all__ = ["Places", "Truth", "labels_of", "offered", "truth", "unseen"]
+__all__ = ["Places", "Truth", "labels_of", "offered", "patients", "truth", "unseen"]
 
 Places = NDArray[np.int64]
 
@@ -50,6 +50,12 @@ def offered(session: Session) -> Places:
     return np.flatnonzero(session.site.on_side(("train",)) & (labels_of(session, places) >= 0))
 
 
+def patients(session: Session) -> Places:
+    """Return the patients whose images a site's training can use, ascending."""
+    found: Places = np.unique(session.site.patients[offered(session)])
+    return found
+
+
 def labels_of(session: Session, places: Places) -> Places:
     """Return the labels of some images as the study's head counts them, -1 for a class that it has not."""
     names = session.study.episodes.class_names
@@ -68,11 +74,11 @@ def _plain(session: Session, number: int) -> Truth:
     support, query = _used(session.site, [plain_episodes(session, number)])
     helpers, judges = (np.unique(session.site.patients[images]) for images in (support, query))
     roles = {"support": np.setdiff1d(helpers, judges), "query": judges}
-    return Truth(support, query, roles, np.setdiff1d(_patients(session), np.union1d(helpers, judges)))
+    return Truth(support, query, roles, np.setdiff1d(patients(session), np.union1d(helpers, judges)))
 
 
 def _by_bins(session: Session, number: int) -> Truth:
-    study, site, everybody = session.study, session.site, _patients(session)
+    study, site, everybody = session.study, session.site, patients(session)
     support, query = _used(site, privacy.episodes_of_bins(site, study, number).values())
     chosen = privacy.bins(site, study, number)[everybody]
     roles = {"in the round": everybody[chosen != privacy.OUT]}
@@ -80,7 +86,7 @@ def _by_bins(session: Session, number: int) -> Truth:
 
 
 def _by_roles(session: Session, number: int) -> Truth:
-    study, site, everybody = session.study, session.site, _patients(session)
+    study, site, everybody = session.study, session.site, patients(session)
     chosen = site_task.roles(site, study, number)
     people = [site_task.people(site, study, number, chosen == role) for role in (site_task.SUPPORT, site_task.QUERY)]
     support, query = (_places(site, [] if some is None else [some.support]) for some in people)
@@ -96,10 +102,6 @@ _TRUTHS: Mapping[str, Callable[[Session, int], Truth]] = {
     "episode-clip": _by_bins,
     "patient-clip": _by_roles,
 }
-
-
-def _patients(session: Session) -> Places:
-    return np.unique(session.site.patients[offered(session)])
 
 
 def _used(site: Site, episodes: Iterable[Episodes]) -> tuple[Places, Places]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from client.data.html import png, text, write_private
 from simulations.redteam.figures import Figure
 from simulations.redteam.reconstruction import CANDIDATES, Picture
-from simulations.redteam.table import outcome, promised, words
+from simulations.redteam.released import TARGET
+from simulations.redteam.table import outcome, words
 from simulations.redteam.team import Result, Row
 from simulations.redteam.tricks import Trick
 
@@ -17,6 +18,15 @@ __all__ = ["write_page"]
 
 _SIDE = 112  # pixels of a picture
 _PICTURES = 4  # of each attack and role
+
+_ATTACKS = {
+    "span": "how much of an image lies in the span of the first layer&rsquo;s meta-gradient: exact where it is linear",
+    "gradient cosine": "the angle of an image&rsquo;s own gradient with the meta-gradient",
+    "label leakage": "the shares of classes, by the gradient of the head&rsquo;s bias",
+    "LiRA, RMIA on theta": "whether theta is surer of a patient than models are that never had them",
+    "ratio inversion": "images as ratios of the first layer&rsquo;s rows and its bias",
+    "gradient matching": "images whose simulated meta-gradient is the one that was sent",
+}
 
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -50,7 +60,9 @@ th { font-weight: 600; } thead th { border-bottom-color: var(--ink); } .told { c
 .pairs { display: flex; flex-wrap: wrap; gap: .6rem; } figure { margin: 0; font-size: .72rem; color: var(--faint); }
 figure img { width: 3.6rem; height: 3.6rem; image-rendering: pixelated; display: inline-block; background: #000; }
 figure img + img { margin-left: 2px; } figcaption { line-height: 1.3; white-space: nowrap; }
-figcaption.told { color: var(--loud); } details { margin-top: 1rem; font-size: .84rem; } summary { cursor: pointer; }
+figcaption.told { color: var(--loud); } dl { font-size: .84rem; }
+dt { font-weight: 600; float: left; margin-right: .6rem; } dd { margin: .2rem 0; color: var(--faint); }
+details { margin-top: 1rem; font-size: .84rem; } summary { cursor: pointer; }
 @media (max-width: 60rem) { .defences { grid-template-columns: 1fr; } }
 </style></head>
 """
@@ -72,21 +84,31 @@ def _page(title: str, results: Sequence[Result], tricks: Sequence[Trick]) -> Ite
     yield from _verdict(results)
     yield (
         "<p>The study ran with the real server and the real clients, and every answer was recorded. The attacks see "
-        "what the coordinator sees: the study, theta, and what each site sent. Who was really in a round is used to "
+        "what the coordinator sees: the study, theta, and what each site sent; those on theta only what anybody may "
+        "see in the end. Who was really in a round is used to "
         "score them, and for nothing else.</p>\n"
     )
     yield from _summary(results)
+    yield (
+        "<p class='note'>Each cell is the largest over attacks. Orange is proven to be more than what an attacker "
+        "reaches who saw nothing. In bars, from 0 to 1, the shade changes at one half, a coin; the black line joins "
+        "one-sided 95&nbsp;% limits; the red mark is the most that the guarantee allows.</p>\n"
+    )
     for setting in dict.fromkeys(result.setting for result in results):
         yield from _setting([result for result in results if result.setting == setting])
     yield from _tricks(tricks)
     yield (
         "<h2>How to read this</h2><p>AUC is the chance that the attack gives a patient who was there a higher score "
-        "than one who was not: one half is a coin. The black line in a bar joins its one-sided 95&nbsp;% limits, which "
-        "count one trial an answer; the red mark is the most that the guarantee allows of a patient who is in a round, "
-        "whatever the attack. Gains are over the better of two baselines that saw nothing: the mean image, and what "
-        "the same attack makes of another site&rsquo;s answer. A patient is identified where the reconstruction is "
-        f"nearer to their image than to {CANDIDATES - 1} others. An attack that fails proves nothing; only the bounds "
-        "are proven.</p>\n</body></html>\n"
+        "than one who was not: one half is a coin. Limits count one trial an answer, and bounds hold whatever "
+        "the attack.</p>\n"
+        "<p>Attacks on answers ask who was in a round, of patients who are known to be in the data. Attacks on theta "
+        "ask who is in the data at all, of what a run publishes. They are made on other runs of the same study, with a "
+        "random half of the patients each; a run is a trial, and the bound is that of all rounds together.</p>\n"
+        "<p>Gains are over the better of two baselines that saw nothing: the mean image, and what the same attack "
+        "makes of another site&rsquo;s answer. A patient is identified where the reconstruction is nearer to their "
+        f"image than to {CANDIDATES - 1} others. An attack that fails proves nothing; only the bounds are proven."
+        f"</p><dl>{''.join(f'<dt>{name}</dt><dd>{what}</dd>' for name, what in _ATTACKS.items())}</dl>"
+        "\n</body></html>\n"
     )
 
 
@@ -107,35 +129,37 @@ def _summary(results: Sequence[Result]) -> Iterator[str]:
     yield f"<table><thead><tr><th>setting</th><th>defence</th>{head}</tr></thead><tbody>\n"
     last = ""
     for result in results:
-        cells = "".join(f"<td{mark}>{value}</td>" for value, mark in (_cell(result, name) for name in _SUMMARY))
+        cells = "".join(f"<td>{_cell(result, name)}</td>" for name in _SUMMARY)
         name = "" if result.setting == last else text(result.setting)
         last = result.setting
         yield f"<tr><th>{name}</th><td>{result.defence}</td>{cells}</tr>\n"
     yield "</tbody></table>\n"
 
 
-#: Columns of the first table, and the figure whose largest value over attacks and roles they hold.
+#: Columns of the first table: the figure whose largest value they hold, and whether that is over attacks on theta.
 _SUMMARY = {
-    "membership, AUC": "AUC",
-    "true positives at 1 % false ones": "TPR at 1.0% FPR",
-    "reconstruction, gain in dB": "PSNR gain, dB",
-    f"identified among {CANDIDATES}": f"identified among {CANDIDATES}",
+    "who was in a round, by an answer: AUC": ("AUC", False),
+    "true positives at 1 % false ones": ("TPR at 1.0% FPR", False),
+    "who is in the data, by theta: AUC": ("AUC", True),
+    "reconstruction, gain in dB": ("PSNR gain, dB", False),
+    f"identified among {CANDIDATES}": (f"identified among {CANDIDATES}", False),
 }
 
 
-def _cell(result: Result, column: str) -> tuple[str, str]:
+def _cell(result: Result, column: str) -> str:
+    name, of_theta = _SUMMARY[column]
     found = [
         (figure, row)
         for row in result.rows
         for figure in row.figures
-        if figure.name == _SUMMARY[column] and row.attack != "label leakage"
+        if figure.name == name and _question(row) == (_IN_THE_DATA if of_theta else _IN_A_ROUND)
     ]
     if not found:
-        return "&ndash;", ""
+        return "&ndash;"
     figure, row = max(found, key=lambda pair: pair[0].value)
     value = f"{figure.value:+.1f}" if "dB" in figure.name else f"{figure.value:.2f}"
     bound = "" if figure.bound is None else f", at most {figure.bound:.2f}"
-    return f"{value} <span class='note'>{text(f'{row.attack}, {row.target}')}{bound}</span>", _mark(figure)
+    return f"<span{_mark(figure)}>{value}</span> <span class='note'>{text(_name(row))}{bound}</span>"
 
 
 def _mark(figure: Figure) -> str:
@@ -151,9 +175,9 @@ def _setting(results: Sequence[Result]) -> Iterator[str]:
     yield f"<p class='note'>{first.numbers:,} numbers an answer.</p>\n"
     yield f"<div class='defences' style='--n:{len(results)}'>"
     for result in results:
-        yield f"<div class='defence'><h3>{result.defence}</h3><p class='note'>{text(promised(result))}; "
+        yield f"<div class='defence'><h3>{result.defence}</h3><p class='note'>{text(result.guarantee)}; "
         yield f"{result.releases} answers</p>"
-        yield from (_bar(row) for row in result.rows if row.figures[0].name == "AUC")
+        yield from _bars(result)
         yield f"<p class='note'>{_ranks(result)}</p>"
         for attack, role in dict.fromkeys((p.attack, p.role) for p in result.pictures):
             some = [p for p in result.pictures if (p.attack, p.role) == (attack, role)][:_PICTURES]
@@ -186,14 +210,40 @@ def _ranks(result: Result) -> str:
     return f"Rank of the first layer: {ranks.median_rank:g}; images in it: {ranks.median_seen:g} (medians)."
 
 
+# What attacks that have an AUC ask.
+_IN_A_ROUND, _IN_THE_DATA = "who was in a round, by one answer", "who is in the data, by theta"
+_CLASSES = "which classes were in a round more often"
+
+
+def _bars(result: Result) -> Iterator[str]:
+    """Yield a bar for every AUC, under what it asks and the most that the guarantee allows of that."""
+    by_answer, by_theta = result.areas or (None, None)
+    for question, most in {_IN_A_ROUND: by_answer, _IN_THE_DATA: by_theta, _CLASSES: None}.items():
+        rows = [row for row in result.rows if row.figures[0].name == "AUC" and _question(row) == question]
+        if rows:
+            bound = "" if most is None else f", {most:.2f} at most"
+            yield f"<h4>AUC of {question}{bound}</h4>"
+            yield from map(_bar, rows)
+
+
+def _question(row: Row) -> str:
+    if row.attack == "label leakage":
+        return _CLASSES
+    return _IN_THE_DATA if row.target == TARGET else _IN_A_ROUND
+
+
+def _name(row: Row) -> str:
+    """Return an attack and whom it looks for, where that can differ."""
+    return f"{row.attack}, {row.target}" if _question(row) == _IN_A_ROUND else row.attack
+
+
 def _bar(row: Row) -> str:
     figure = row.figures[0]
     bound = "" if figure.bound is None else f"<s style='left:{figure.bound:.1%}' title='bound'></s>"
     limits = f"<u style='left:{figure.low:.1%};width:{figure.high - figure.low:.1%}'></u>"
     bar = f"<i{_mark(figure)} style='width:{figure.value:.1%}'></i>"
-    name = text(f"{row.attack}, {row.target}")
     return (
-        f"<div class='line'><span>{name}</span><div class='track area'>{bar}{limits}{bound}</div>"
+        f"<div class='line'><span>{text(_name(row))}</span><div class='track area'>{bar}{limits}{bound}</div>"
         f"<b>{figure.value:.2f}</b></div>\n"
     )
 

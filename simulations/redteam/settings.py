@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from common.errors import StudyError
 from common.study import Study
 
-__all__ = ["DEFENCES", "SETTINGS", "attacked", "built_in"]
+__all__ = ["DEFENCES", "SETTINGS", "TRAINED", "attacked", "built_in"]
 
 Changes = Mapping[str, bool | int | float | str]
 
@@ -39,6 +39,10 @@ SETTINGS: Mapping[str, Changes] = {
     "sigmoid, first order": {**_SMOOTH, "algorithm.name": "fomaml"},
     "sigmoid, second order": {**_SMOOTH, "algorithm.name": "maml"},
 }
+
+#: Those whose theta is attacked. They train with the study's own rates: the others stay near their start, where theta
+#: has hardly learned a thing. And theirs are many runs more, which the second order makes longer.
+TRAINED = ("conv4, first order",)
 
 #: Mechanisms, ``none`` first.
 DEFENCES = ("none", "episode-clip", "patient-clip")

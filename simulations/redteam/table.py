@@ -16,7 +16,7 @@ __all__ = ["as_tree", "outcome", "promised", "table", "tricks_table", "words"]
 
 def table(results: list[Result]) -> Table:
     """Return a line for every attack on every run: figure, its one-sided 95 % limits, and the bound."""
-    out = Table(title="What attacks on the recorded messages reach: figure [95 % limits] < bound of the guarantee")
+    out = Table(title="What attacks on answers and on theta reach: figure [95 % limits] < bound of the guarantee")
     for name in ("setting", "defence", "attack", "on"):
         out.add_column(name)
     out.add_column("figures")
@@ -57,13 +57,13 @@ def words(figure: Figure) -> str:
 
 
 def promised(result: Result) -> str:
-    """Return a run's guarantee over all its rounds, and how that differs from the bounds on the attacks."""
+    """Return a run's guarantee over all its rounds, and the two bounds that attacks have by it."""
     if result.areas is None:
         return result.guarantee
     round_area, study_area = result.areas
     return (
-        f"{result.guarantee}: the AUC of a test of who is in the data, by all answers, is {study_area:.3f} at most; of "
-        f"who is in a round, by one answer, {round_area:.3f}, as bounds on attacks have it"
+        f"{result.guarantee}: the AUC of a test of who is in the data, by all answers or theta, is {study_area:.3f} at "
+        f"most; of who is in a round, by one answer, {round_area:.3f}"
     )
 
 

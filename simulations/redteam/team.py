@@ -1,11 +1,12 @@
 """The red team at work: every setting runs with every defence, and every attack is made on what was sent."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from common.errors import StudyError
 from common.privacy.statement import guarantee
 from common.study import Study
 from simulations.redteam.bounds import bound_of_a_round, bound_of_the_study
@@ -13,8 +14,9 @@ from simulations.redteam.figures import Figure, rates
 from simulations.redteam.membership import ATTACKS, label_trials, trials_of
 from simulations.redteam.oracle import truth
 from simulations.redteam.reconstruction import Picture, reconstruct
+from simulations.redteam.released import FEWEST, TARGET, attack_released
 from simulations.redteam.scene import Scene, record
-from simulations.redteam.settings import attacked
+from simulations.redteam.settings import TRAINED, attacked
 from simulations.redteam.span import rank
 
 __all__ = ["Ranks", "Result", "Row", "attack_run", "attack_study"]
@@ -103,9 +105,20 @@ def attack_study(
     clip: float,
     noise: float,
     sampling: float,
+    runs: int,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
-    """Run and attack every setting with every defence."""
+    """Run and attack every setting with every defence; those that train ``runs`` times more, to attack their theta.
+
+    Raises
+    ------
+    StudyError
+        A setting or defence is not known, or the runs are too few to say anything of theta.
+    """
+    if 0 < runs < FEWEST:
+        raise StudyError(
+            f"thetas of {runs} runs tell nothing: ask for {FEWEST} runs or more, or for 0 to leave them out"
+        )
     results = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the attacks' tensors are small: more threads would wait for each other
@@ -114,7 +127,13 @@ def attack_study(
             for defence in defences:
                 say(f"{setting}, {defence}")
                 scene = record(attacked(study, setting, defence, clip, noise, sampling))
-                results.append(attack_run(scene, setting, defence))
+                result = attack_run(scene, setting, defence)
+                if runs and setting in TRAINED:
+                    say(f"{setting}, {defence}: theta")
+                    found = attack_released(scene.study, runs, np.random.default_rng(_SEED))
+                    rows = (Row(f"{name} on theta", TARGET, tuple(part)) for name, part in found.items())
+                    result = replace(result, rows=(*result.rows, *rows))
+                results.append(result)
     finally:
         torch.set_num_threads(threads)
     return results

@@ -8,7 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from common.privacy import mechanism
+from common.study import Study
 from simulations.cli import app
+from simulations.redteam import team
+from simulations.redteam.figures import Figure
 from tests.simulations.redteam.scenes import TINY, write_source
 
 
@@ -20,7 +23,15 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.output
 
 
-def test_a_page_shows_originals_beside_reconstructions(tmp_path: Path) -> None:
+def test_a_page_shows_originals_beside_reconstructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def attack_released(study: Study, count: int, generator: np.random.Generator) -> dict[str, list[Figure]]:
+        asked.append(count)
+        return {"LiRA": [Figure("AUC", 0.876, 0.7, 0.9, None, broken=False)]}
+
+    monkeypatch.setattr(team, "TRAINED", ("linear, first order",))
+    monkeypatch.setattr(team, "attack_released", attack_released)
     page = tmp_path / "redteam.html"
     code, out, everything = run(
         tmp_path, "--settings", "linear, first order", "--defences", "none", "--page", str(page)
@@ -36,6 +47,10 @@ def test_a_page_shows_originals_beside_reconstructions(tmp_path: Path) -> None:
     assert "<script" not in html
     assert "No run here has a guarantee" in html
     assert html.count("refused: code") == 12
+    assert asked == [8]
+    assert "<span class='told'>0.88</span> <span class='note'>LiRA on theta</span>" in html
+    assert "AUC of who is in the data, by theta</h4>" in html
+    assert "AUC 0.876 [0.700, 0.900]" in out
 
 
 def test_a_broken_guarantee_has_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,8 +68,15 @@ def test_a_broken_guarantee_has_exit_code_1(tmp_path: Path, monkeypatch: pytest.
     assert "The guarantee does not hold" in page.read_text()
 
 
-@pytest.mark.parametrize("wrong", [("--settings", "cubic"), ("--defences", "prayer")])
-def test_what_is_not_known_is_said(tmp_path: Path, wrong: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--settings", "cubic"), "linear, first order"),
+        (("--defences", "prayer"), "linear, first order"),
+        (("--runs", "7"), "8 runs or more"),
+    ],
+)
+def test_what_cannot_be_is_said(tmp_path: Path, wrong: tuple[str, str], said: str) -> None:
     code, _, everything = run(tmp_path, *wrong)
     assert code == 2
-    assert "linear, first order" in everything
+    assert said in everything
