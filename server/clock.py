@@ -20,7 +20,7 @@ class Clock:
         if abs(moved) <= _SET_SECONDS:
             return ""
         self._apart += moved
-        where = "ahead" if moved > 0 else "back"
+        where = "ahead (or it slept)" if moved > 0 else "back"
         return (
             f"this machine's clock was set {abs(moved):.0f} s {where}: Flower's messages end by it, and sites refuse "
             "what is not of their time"
