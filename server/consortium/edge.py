@@ -149,6 +149,8 @@ http {{
     upstream superlink {{
         server {edge.superlink};
         keepalive 16;
+        # Shorter than the SuperLink's own 5 s: a call on a connection that it is closing would be answered with 502.
+        keepalive_timeout 3s;
     }}
 
     server {{

@@ -95,7 +95,7 @@ class Here:
 
         def out() -> list[tuple[str, int]]:
             events = [event for event in self.events[seen:] if event["event"] == "rejected" and event["site"] == site]
-            return [(event["why"], event["code"]) for event in events]
+            return [(event["why"], event["code"]) for event in events if "code" in event]  # none: it may not join
 
         self.until(out)
         return out()[0]
@@ -204,7 +204,7 @@ def run_with_faults(net: Localnet, study: Study) -> None:
         # Not there by the deadline, or not all of it.
         missed = Counter(
             event["round"] for event in here.events
-            if event["event"] == "rejected" and event["site"] == site and event["code"] in (0, 3)
+            if event["event"] == "rejected" and event["site"] == site and event.get("code") in (0, 3)
         )  # fmt: skip
         assert counted <= here.trained(site) <= counted + missed
     # What one site alone has sent is all that such a round steps by, once.

@@ -29,7 +29,7 @@ from tests.simulations.failing import FIRST, SECOND, calls, run_with_faults
 FAULTS: dict[str, bool | int | float | str] = {
     "study.id": "faults",
     "study.rounds": 10,
-    "sites.deadline-seconds": 20.0,
+    "sites.deadline-seconds": 45.0,
     "sites.attempts": 20,
     "sites.rest-after": 100,
 }
