@@ -1,5 +1,6 @@
 """What every test gets: a home of its own, and the real images where they lie beside the checkout."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -25,8 +26,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let tests that mostly wait begin at once: one process has them, and the others compute in the meantime."""
-    items.sort(key=lambda item: item.get_closest_marker("waits") is None)
+    """Let tests that mostly wait begin at once, in two of pytest-xdist's processes, which get equal parts of the list.
+
+    The others compute in the meantime, and take over what those two do not come to.
+    """
+    waiting = [item for item in items if item.get_closest_marker("waits")]
+    half, second = (len(waiting) + 1) // 2, len(items) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    rest = waiting[:half] + [item for item in items if item not in waiting]
+    items[:] = rest[:second] + waiting[half:] + rest[second:]
 
 
 @pytest.fixture(scope="session")
