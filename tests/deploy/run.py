@@ -87,7 +87,9 @@ def waiting_for(here: Here, site: str) -> Iterator[int]:
 def clock_events(here: Here) -> list[str]:
     """Return by how much the coordinator noticed that its clock was set."""
     reasons = [event["reason"] for event in here.events if event["event"] == "clock"]
-    return [reason.partition(": ")[0].removeprefix("this machine's clock was set ") for reason in reasons]
+    return [
+        " ".join(reason.removeprefix("this machine's clock was set ").split()[:3]).rstrip(":") for reason in reasons
+    ]
 
 
 def last_failed(here: Here, number: int) -> set[int | str]:
