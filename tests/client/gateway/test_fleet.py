@@ -191,7 +191,7 @@ def test_a_host_of_another_authority_is_not_trusted(world: World, tmp_path: Path
 
 def test_a_pause_cuts_what_is_on_its_way(world: World, tmp_path: Path) -> None:
     host, state = Host(slow=True), {"paused": False}
-    whole = PushObjectRequest(node=Node(node_id=3), object_content=bytes(5 * 2**20))
+    whole = PushObjectRequest(node=Node(node_id=3), object_content=bytes(40 * 2**20))
 
     async def tell(upstream: Upstream) -> None:
         sending = asyncio.create_task(upstream.call(whole, PushObjectResponse))
@@ -204,7 +204,7 @@ def test_a_pause_cuts_what_is_on_its_way(world: World, tmp_path: Path) -> None:
             await upstream.call(BEAT, SendNodeHeartbeatResponse)
 
     story(world, tmp_path, host, tell, paused=lambda: state["paused"])
-    assert 2**17 <= host.received < 5 * 2**20
+    assert 2**17 <= host.received < 40 * 2**20
     assert len(host.seen) == 1
 
 
