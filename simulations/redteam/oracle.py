@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from client import privacy, site_task
+from client.data.augment import SYMMETRIES, transform
 from client.data.store import Site
 from client.release import plain_episodes
 from client.session import Session
@@ -111,10 +112,21 @@ def _used(site: Site, episodes: Iterable[Episodes]) -> tuple[Places, Places]:
 
 def _places(site: Site, batches: Iterable[Batch]) -> Places:
     """Return which of the site's images are in some batches, padding left out; they are known by their pixels."""
-    known = {pixels.tobytes(): place for place, pixels in enumerate(site.pixels(np.arange(len(site.slots))))}
+    known = _known(site)
     found = set()
     for batch in batches:
         pixels = batch.x.mul(SPREAD).add(CENTRE).round().to(torch.uint8)
         rows = pixels if batch.mask is None else pixels[batch.mask]
         found |= {known[row.numpy().tobytes()] for row in rows.reshape(-1, *pixels.shape[-3:])}
     return np.array(sorted(found), np.int64)
+
+
+def _known(site: Site) -> dict[bytes, int]:
+    """Return each of the site's images by its pixels, turned and mirrored in every way that augmentation does it."""
+    images = torch.from_numpy(site.pixels(np.arange(len(site.slots))))
+    known = {}
+    for element in reversed(range(SYMMETRIES)):  # an image as it is comes before another one that was turned
+        turned = images[None].clone()
+        transform(turned, np.full(turned.shape[:2], element))
+        known |= {pixels.numpy().tobytes(): place for place, pixels in enumerate(turned[0])}
+    return known

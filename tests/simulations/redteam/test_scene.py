@@ -34,10 +34,11 @@ def test_the_oracle_names_the_images_that_the_answer_was_computed_from() -> None
         np.testing.assert_allclose(release.vector, exact, atol=1e-5 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize("augment", ["none", "image"])
 @pytest.mark.parametrize("defence", ["episode-clip", "patient-clip"])
-def test_patients_are_in_a_round_or_out_of_it_by_their_coins(defence: str) -> None:
+def test_patients_are_in_a_round_or_out_of_it_by_their_coins(defence: str, augment: str) -> None:
     write_source()
-    study = tiny_study("linear, first order", defence)
+    study = tiny_study("linear, first order", defence).override({"episodes.augment": augment})
     prepare(study)
     session = open_session(study.run_config(), {"partition-id": 0})
     train = set(session.site.patients[offered(session)].tolist())
