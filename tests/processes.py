@@ -1,10 +1,28 @@
-"""Processes that start at once, because whoever forks them has imported everything already."""
+"""Processes that start at once, because whoever forks them has imported everything already; and those that run."""
 
 import multiprocessing
+from contextlib import suppress
+from pathlib import Path
 
-__all__ = ["CONTEXT"]
+__all__ = ["CONTEXT", "command_of", "processes"]
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["tests.deploy.players", "tests.server.spool", "server.app", "torch._dynamo"]  # an optimiser wants the last
 )
+
+
+def command_of(process: int) -> str:
+    """Return a process's command, with a blank after each word; nothing for one that has gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
+def processes(*words: str) -> list[int]:
+    """Return the processes whose commands have all of some words, but for the leashes between them and a supervisor."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and all(word in command_of(int(entry.name)) for word in words):
+            found.append(int(entry.name))
+    return [process for process in found if "leash.py" not in command_of(process)]

@@ -1,7 +1,7 @@
 """What the processes of a consortium do here: Flower's SuperLink, a site's gateway, its node, and the ServerApp.
 
 Each is what it is in a real consortium, but for the node: a stock SuperNode starts two Python processes for a message
-(`tests/client/gateway/test_real.py` has one), and here a double calls the gateway as it does.
+(`tests/simulations/test_localnet.py` has them), and here a double calls the gateway as it does.
 """
 
 import asyncio

@@ -1,0 +1,232 @@
+"""What happens to the processes of two sites while a run goes on, and what must hold afterwards."""
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.cli import app as at_site
+from client.gateway.audit import Entry, Head, check, read_lines
+from client.gateway.cli import audit_path
+from client.membership import store
+from common.study import Study
+from server.cli import app as at_coordinator
+from server.consortium.heads import heads_in
+from simulations.localnet import Localnet
+from tests.deploy.run import command
+from tests.deploy.town import history, until
+from tests.processes import command_of, processes
+
+__all__ = ["FIRST", "SECOND", "calls", "run_with_faults"]
+
+FIRST, SECOND = "hospital-0", "hospital-1"
+
+NODE, EXECUTOR, WORKER = "flower-supernode", "flower-superexec", "wardround-site worker"
+
+
+def approvals(site: Path) -> list[dict[str, str]]:
+    return list(json.loads(command(at_site, "approvals", "--site", site, "--json")))
+
+
+def said(net: Localnet, name: str) -> str:
+    """Return all that a site, or the coordinator, has said."""
+    return (net.folder / f"{name}.log").read_text(errors="replace")
+
+
+def calls(net: Localnet) -> list[dict[str, str]]:
+    """Return what came to the edge from sites."""
+    lines = (net.folder / "consortium" / "edge" / "access.log").read_text().split("\n")[:-1]
+    return [call for call in map(json.loads, lines) if "/v1/" in call["call"]]
+
+
+class Here:
+    """A run, and the processes of its sites."""
+
+    def __init__(self, net: Localnet, folder: Path, run: "Future[Path]") -> None:
+        self.net, self.folder, self.run = net, folder, run
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return history(self.folder)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        path = self.folder / "events.jsonl"
+        return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait until something is so, which it must be before the run is over."""
+        until(lambda: condition() or self.run.done(), self.why)
+        assert condition(), self.why()
+
+    def why(self) -> str:
+        return "\n".join([*(self.net.log(name) for name in (FIRST, SECOND)), *map(str, self.lines)])
+
+    def process(self, site: str, what: str) -> int:
+        (one,) = processes(what, str(self.net.sites[site]))
+        return one
+
+    def clients(self, site: str) -> set[int]:
+        """Return a site's ClientApps: processes that live for one message."""
+        port = command_of(self.process(site, NODE)).partition("--port ")[2].split()[0]
+        return set(processes("flwr-clientapp", f"127.0.0.1:{port} "))
+
+    @contextmanager
+    def training(self, site: str) -> Iterator[int]:
+        """Let something happen while a site trains: its worker stands still; give the number of that process."""
+        worker, before = self.process(site, WORKER), self.clients(site)
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            self.until(lambda: self.clients(site) - before)
+            yield worker
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGCONT)
+
+    def missed(self, site: str, seen: int) -> tuple[str, int]:
+        """Wait until a site does not count in an attempt, after some events that were seen; return why."""
+
+        def out() -> list[tuple[str, int]]:
+            events = [event for event in self.events[seen:] if event["event"] == "rejected" and event["site"] == site]
+            return [(event["why"], event["code"]) for event in events if "code" in event]  # none: it may not join
+
+        self.until(out)
+        return out()[0]
+
+    def counts(self, *sites: str) -> None:
+        """Wait for a round with some sites."""
+        seen = len(self.lines)
+        self.until(lambda: any(set(sites) <= set(line["sites"]) for line in self.lines[seen:]))
+
+    def audit(self, site: str) -> list[Entry]:
+        """Return a site's audit log, checked against every head that the edge saw."""
+        heads = heads_in((self.net.folder / "consortium" / "edge" / "access.log").read_bytes().splitlines())
+        seen = [Head(head.seq, head.digest) for head in heads if head.site == site]
+        lines, _ = read_lines(audit_path(self.net.sites[site]))
+        key = store.identity(self.net.sites[site]).public_key()
+        entries = [entry for entry, _ in check(lines, key, seen)]
+        return [entry for entry in entries if entry.event.run == int(self.folder.name)]
+
+    def trained(self, site: str) -> Counter[int]:
+        """Return for each round how many meta-gradients left a site."""
+        events = [entry.event for entry in self.audit(site)]
+        return Counter(event.round for event in events if (event.outcome, event.kind) == ("sent", "train"))
+
+
+def admit(net: Localnet, study: Study) -> None:
+    """Admit a study. One site approves it; the other one has not heard of it, and does not want the bundle any more."""
+    plan, consortium = net.folder / "other.toml", net.folder / "consortium"
+    plan.write_text(study.toml())
+    command(at_coordinator, "admit", "--study", plan, "--consortium", consortium)
+    for site in net.sites.values():
+        command(at_site, "update", consortium / "manifest.json", "--site", site)
+    command(at_site, "approve", plan, "--site", net.sites[FIRST])
+    (bundle,) = [one for one in approvals(net.sites[SECOND]) if one["kind"] == "bundle"]
+    command(at_site, "reject", bundle["digest"], "--site", net.sites[SECOND])
+
+
+def not_approved(here: Here, before: int) -> None:
+    """Nothing reaches the second site's node until it approves; then it takes part."""
+    site = here.net.sites[SECOND]
+    here.until(lambda: "started" in {event["event"] for event in here.events})
+    refused = [(event["site"], event["reason"]) for event in here.events if event["event"] == "rejected"]
+    assert set(refused) == {(SECOND, "the site has not approved the bundle or the study that it was asked to run")}
+    assert said(here.net, SECOND).count("Receiving") == before
+    waiting = [one for one in approvals(site) if one["state"] != "approved"]
+    assert {one["kind"] for one in waiting} == {"bundle", "study"}
+    with here.training(FIRST):  # one site is the quorum, and no round is to go by
+        for one in waiting:
+            command(at_site, "approve", one["digest"], "--site", site)
+    here.counts(FIRST, SECOND)
+
+
+def node_killed(here: Here) -> None:
+    seen = len(here.events)
+    with here.training(FIRST):
+        os.kill(here.process(FIRST, NODE), signal.SIGKILL)
+    # The gateway answers for it as soon as it has started again.
+    assert here.missed(FIRST, seen) in [("error", 5), ("no-reply", 0)]
+    assert "supernode ended: signal 9" in said(here.net, FIRST)
+    here.counts(FIRST, SECOND)
+    # Without the gateway's care the SuperLink says 412 for a minute.
+    assert {call["status"] for call in calls(here.net)} == {"200"}
+
+
+def worker_killed(here: Here) -> None:
+    """Its ClientApp waits for the next one, so the round need not be without the site."""
+    with here.training(FIRST) as worker:
+        os.kill(worker, signal.SIGKILL)
+    here.until(lambda: "worker ended: signal 9" in said(here.net, FIRST))
+    here.counts(FIRST, SECOND)
+
+
+def node_asleep(here: Here) -> None:
+    """Meanwhile the other site, whose answer is there, loses its executor.
+
+    The SuperLink takes a node for gone 60 s after its last heartbeat. It falls asleep right after one, so that the
+    round's deadline comes first.
+    """
+
+    def heartbeats() -> int:
+        of_it = [call["call"] for call in calls(here.net) if call["site"] == SECOND]
+        return sum(call.endswith("send-node-heartbeat") for call in of_it)
+
+    seen, node = len(here.events), here.process(SECOND, NODE)
+    try:
+        with here.training(SECOND):
+            before = heartbeats()
+            here.until(lambda: heartbeats() > before)
+            os.kill(node, signal.SIGSTOP)
+        here.until(lambda: len(here.lines) + 1 in here.trained(FIRST))
+        os.kill(here.process(FIRST, EXECUTOR), signal.SIGKILL)
+        assert here.missed(SECOND, seen) == ("no-reply", 0)
+    finally:
+        os.kill(node, signal.SIGCONT)
+    here.until(lambda: [event for event in here.events if (event["event"], event.get("site")) == ("late", SECOND)])
+    assert "executor ended: signal 9" in said(here.net, FIRST)
+    here.counts(FIRST, SECOND)
+
+
+def run_with_faults(net: Localnet, study: Study) -> None:
+    """Run a study in which these happen, and check what must hold."""
+    admit(net, study)
+    runs = net.home / "runs"
+    before, received = set(runs.iterdir()), said(net, SECOND).count("Receiving")
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(net.run, study)
+        until(lambda: set(runs.iterdir()) - before or run.done(), lambda: net.log("coordinator"))
+        here = Here(net, (set(runs.iterdir()) - before).pop(), run)
+        not_approved(here, received)
+        for fault in (node_killed, worker_killed, node_asleep):
+            fault(here)
+        run.result(600)
+    lines = here.lines
+    assert [line["round"] for line in lines] == list(range(1, study.study.rounds + 1))
+    assert {event["event"] for event in here.events} & {"duplicate", "unasked"} == set()
+    for site in net.sites:
+        counted = Counter(line["round"] for line in lines if site in line["sites"])
+        # Not there by the deadline, or not all of it.
+        missed = Counter(
+            event["round"] for event in here.events
+            if event["event"] == "rejected" and event["site"] == site and event.get("code") in (0, 3)
+        )  # fmt: skip
+        assert counted <= here.trained(site) <= counted + missed
+    # What one site alone has sent is all that such a round steps by, once.
+    alone = [line for line in lines if len(line["sites"]) == 1]
+    norms = {
+        (site, entry.event.round): entry.event.norm
+        for site in net.sites
+        for entry in here.audit(site)
+        if (entry.event.outcome, entry.event.kind) == ("sent", "train")
+    }
+    assert alone
+    for line in alone:
+        (site,) = line["sites"]
+        assert line["gradient_norm"] == pytest.approx(norms[site, line["round"]], rel=1e-5)
