@@ -167,28 +167,32 @@ def worker_killed(here: Here) -> None:
     here.counts(FIRST, SECOND)
 
 
-def node_asleep(here: Here) -> None:
-    """Meanwhile the other site, whose answer is there, loses its executor.
+def site_asleep(here: Here) -> None:
+    """Like a machine that is suspended. Meanwhile the other site, whose answer is there, loses its executor.
 
-    The SuperLink takes a node for gone 60 s after its last heartbeat. It falls asleep right after one, so that the
-    round's deadline comes first.
+    The SuperLink takes a node for gone 60 s after its last heartbeat. The site falls asleep right after one: the
+    deadline of the round comes first.
     """
 
     def heartbeats() -> int:
         of_it = [call["call"] for call in calls(here.net) if call["site"] == SECOND]
         return sum(call.endswith("send-node-heartbeat") for call in of_it)
 
-    seen, node = len(here.events), here.process(SECOND, NODE)
-    try:
-        with here.training(SECOND):
+    seen, asleep = len(here.events), set[int]()
+    with here.training(SECOND) as worker:
+        try:
             before = heartbeats()
             here.until(lambda: heartbeats() > before)
-            os.kill(node, signal.SIGSTOP)
-        here.until(lambda: len(here.lines) + 1 in here.trained(FIRST))
-        os.kill(here.process(FIRST, EXECUTOR), signal.SIGKILL)
-        assert here.missed(SECOND, seen) == ("no-reply", 0)
-    finally:
-        os.kill(node, signal.SIGCONT)
+            asleep |= {*processes(str(here.net.sites[SECOND])), *here.clients(SECOND)}
+            assert worker in asleep
+            for process in asleep:
+                os.kill(process, signal.SIGSTOP)
+            here.until(lambda: len(here.lines) + 1 in here.trained(FIRST))
+            os.kill(here.process(FIRST, EXECUTOR), signal.SIGKILL)
+            assert here.missed(SECOND, seen) == ("no-reply", 0)
+        finally:
+            for process in asleep:
+                os.kill(process, signal.SIGCONT)
     here.until(lambda: [event for event in here.events if (event["event"], event.get("site")) == ("late", SECOND)])
     assert "executor ended: signal 9" in said(here.net, FIRST)
     here.counts(FIRST, SECOND)
@@ -204,7 +208,7 @@ def run_with_faults(net: Localnet, study: Study) -> None:
         until(lambda: set(runs.iterdir()) - before or run.done(), lambda: net.log("coordinator"))
         here = Here(net, (set(runs.iterdir()) - before).pop(), run)
         not_approved(here, received)
-        for fault in (node_killed, worker_killed, node_asleep):
+        for fault in (node_killed, worker_killed, site_asleep):
             fault(here)
         run.result(600)
     lines = here.lines
