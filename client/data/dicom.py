@@ -34,6 +34,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import as_pixel_options
 from pydicom.tag import BaseTag
 
+from client.data import jpeg
 from client.data.deid import header_of, identity_refusal
 from client.data.header import plain_dataset, text
 from client.data.native import describe, known, learning, native_frames
@@ -48,10 +49,10 @@ TRANSFER_SYNTAXES = {
     uid.ExplicitVRLittleEndian: "",
     uid.DeflatedExplicitVRLittleEndian: "",
     uid.ExplicitVRBigEndian: "",
-    uid.JPEGBaseline8Bit: "gdcm",
-    uid.JPEGExtended12Bit: "gdcm",
-    uid.JPEGLossless: "gdcm",
-    uid.JPEGLosslessSV1: "gdcm",
+    uid.JPEGBaseline8Bit: "libjpeg-turbo",
+    uid.JPEGExtended12Bit: "libjpeg-turbo",
+    uid.JPEGLossless: "libjpeg-turbo",
+    uid.JPEGLosslessSV1: "libjpeg-turbo",
     uid.JPEGLSLossless: "pyjpegls",
     uid.JPEGLSNearLossless: "pyjpegls",
     uid.JPEG2000Lossless: "pylibjpeg",
@@ -82,6 +83,9 @@ SOP_CLASSES = frozenset(
 # What no file may have said: a log of the host's process is no place for it, and these libraries quote values.
 for _name in ("pydicom", "pylibjpeg", "openjpeg", "rle", "jpeg_ls"):
     logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
+
+for _syntax in jpeg.DECODER_DEPENDENCIES:
+    get_decoder(_syntax).add_plugin("libjpeg-turbo", (jpeg.__name__, jpeg.decode.__name__))
 
 # A dataset without a preamble starts with group 2 or 8, in either byte order.
 _FIRST_GROUPS = {b"\x02\x00", b"\x08\x00", b"\x00\x08"}
@@ -343,9 +347,6 @@ def _decoded(dataset: Dataset, chosen: range, count: int) -> Iterator[NDArray[np
     """Yield the chosen frames, one at a time in memory."""
     syntax = dataset.file_meta.TransferSyntaxUID
     plugin = TRANSFER_SYNTAXES[syntax]
-    if syntax == uid.JPEGExtended12Bit:
-        # pydicom's plugin turns its 12 bits away. GDCM reads them, and goes by the stream, not by this name.
-        dataset.file_meta.TransferSyntaxUID = syntax = uid.JPEGLossless
     indices = None if len(chosen) == count else list(chosen)
     frames = get_decoder(syntax).iter_array(
         dataset, indices=indices, decoding_plugin=plugin, number_of_frames=count, allow_excess_frames=False

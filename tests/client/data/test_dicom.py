@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -559,3 +560,20 @@ def test_frames_in_several_fragments_are_whole(tmp_path: Path) -> None:
 
 def test_a_study_can_ask_for_exactly_the_windows_there_are() -> None:
     assert sorted(window_names()) == sorted(study.WINDOWS)
+
+
+@pytest.mark.parametrize(("bits", "colour"), [(8, False), (8, True), (12, False), (16, False)])
+def test_jpeg_is_read_to_the_last_bit_or_refused_where_it_was_cut(tmp_path: Path, bits: int, colour: bool) -> None:
+    shape = (40, 30, 3) if colour else (40, 30)
+    pixels = np.random.default_rng(bits).integers(2**bits, size=shape).astype(np.uint8 if bits == 8 else np.uint16)
+    stream = imagecodecs.jpeg8_encode(pixels, lossless=True, bitspersample=bits)
+
+    def write(frame: bytes) -> Path:
+        syntax = uid.JPEGLosslessSV1
+        return make_file(tmp_path / "image.dcm", pixels, syntax=syntax, PixelData=encapsulate([frame]), BitsStored=bits)
+
+    [picture] = read(write(stream))
+    np.testing.assert_array_equal(picture.values, pixels)
+    for length in (len(stream) // 2, len(stream) - 4, len(stream) - 2):
+        with pytest.raises(Refused, match="NOT_DECODED"):
+            read(write(stream[:length]))
