@@ -124,7 +124,7 @@ def _places(site: Site, batches: Iterable[Batch]) -> Places:
 def _known(site: Site) -> dict[bytes, int]:
     """Return each of the site's images by its pixels, turned and mirrored in every way that augmentation does it."""
     images = torch.from_numpy(site.pixels(np.arange(len(site.slots))))
-    known = {}
+    known: dict[bytes, int] = {}
     for element in reversed(range(SYMMETRIES)):  # an image as it is comes before another one that was turned
         turned = images[None].clone()
         transform(turned, np.full(turned.shape[:2], element))

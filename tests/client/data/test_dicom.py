@@ -566,7 +566,7 @@ def test_a_study_can_ask_for_exactly_the_windows_there_are() -> None:
 def test_jpeg_is_read_to_the_last_bit_or_refused_where_it_was_cut(tmp_path: Path, bits: int, colour: bool) -> None:
     shape = (40, 30, 3) if colour else (40, 30)
     pixels = np.random.default_rng(bits).integers(2**bits, size=shape).astype(np.uint8 if bits == 8 else np.uint16)
-    stream = imagecodecs.jpeg8_encode(pixels, lossless=True, bitspersample=bits)
+    stream = bytes(imagecodecs.jpeg8_encode(pixels, lossless=True, bitspersample=bits))
 
     def write(frame: bytes) -> Path:
         syntax = uid.JPEGLosslessSV1
