@@ -22,7 +22,7 @@ __all__ = ["plain_dataset", "text"]
 
 #: Longest header that is looked at here, in bytes.
 _LONGEST = 2**14
-_ELEMENT, _LENGTH = Struct("<HH2sH"), Struct("<L")
+_ELEMENT, _LENGTH, _ITEM = Struct("<HH2sH"), Struct("<L"), Struct("<4sL")
 _SHORT = {
     vr.encode(): vr
     for vr in (
@@ -35,6 +35,7 @@ _TEXTS = frozenset({"AE", "CS", "LO", "PN", "SH", "UI", None})
 _UNDEFINED = 0xFFFFFFFF
 _SYNTAX, _CHARACTERS, _PIXELS = 0x00020010, 0x00080005, 0x7FE00010
 _AFTER_META = 0x00030000
+_NEXT, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
 #: Printable ASCII that means the same in every character set of DICOM, and neither separates values nor groups.
 _ASCII = re.compile(rb"[ -<>-\[\]-}]*\0*")
@@ -45,7 +46,8 @@ _Elements = dict[BaseTag, DataElement | RawDataElement]
 def plain_dataset(file: BinaryIO) -> Dataset | None:
     """Return what pydicom reads of a file from its start; None where the file is not of the plainest kind.
 
-    That is: a preamble, little endian, no element of undefined length, and native pixels that end where the file does.
+    That is: a preamble, little endian, no element of undefined length but compressed pixels, and nothing after the
+    pixels.
     """
     head = file.read(_LONGEST)
     meta = _scanned(head, 132, _AFTER_META, implicit=False)
@@ -60,7 +62,7 @@ def plain_dataset(file: BinaryIO) -> Dataset | None:
     if implicit and head[meta[1] + 4 : meta[1] + 6].isalpha():
         return None
     scanned = _scanned(head, meta[1], _PIXELS, implicit=implicit)
-    pixels = None if scanned is None else _pixels(file, head, scanned[1], implicit=implicit)
+    pixels = None if scanned is None else _pixels(file, head, scanned[1], file_meta.TransferSyntaxUID)
     if scanned is None or pixels is None:
         return None
     elements = scanned[0]
@@ -103,8 +105,11 @@ def _meta(syntax: str) -> FileMetaDataset:
 #: By what a header says; never changed, since datasets share it.
 _META = {
     syntax.encode() + b"\0" * (len(syntax) % 2): _meta(syntax)
-    for syntax in (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian)
-}
+    for syntax in (
+        uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, *uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes,
+        *uid.JPEG2000TransferSyntaxes, *uid.RLETransferSyntaxes,
+    )
+}  # fmt: skip
 
 
 def _scanned(head: bytes, at: int, end: int, *, implicit: bool) -> tuple[_Elements, int] | None:
@@ -132,19 +137,37 @@ def _scanned(head: bytes, at: int, end: int, *, implicit: bool) -> tuple[_Elemen
     return None
 
 
-def _pixels(file: BinaryIO, head: bytes, at: int, *, implicit: bool) -> RawDataElement | None:
+def _pixels(file: BinaryIO, head: bytes, at: int, syntax: uid.UID) -> RawDataElement | None:
     """Return the pixels whose element begins at a place, where they are the last thing in the file."""
+    implicit = syntax.is_implicit_VR
     group, number, code, _ = _ELEMENT.unpack_from(head, at)
     start = at + (8 if implicit else 12)
     (length,) = _LENGTH.unpack_from(head, start - 4)
-    if group << 16 | number != _PIXELS or not length or length == _UNDEFINED:
+    if group << 16 | number != _PIXELS or not length or (not implicit and code not in {b"OB", b"OW"}):
         return None
-    if (not implicit and code not in {b"OB", b"OW"}) or start + length != os.fstat(file.fileno()).st_size:
+    if syntax.is_encapsulated != (length == _UNDEFINED):
+        return None
+    if not syntax.is_encapsulated and start + length != os.fstat(file.fileno()).st_size:
         return None
     file.seek(start)
-    value = file.read(length)
+    value = _items(file.read()) if syntax.is_encapsulated else file.read(length)
+    if value is None or len(value) != length != _UNDEFINED:
+        return None
     vr = None if implicit else code.decode()
-    return RawDataElement(BaseTag(_PIXELS), vr, length, value, start, implicit, True) if len(value) == length else None
+    return RawDataElement(BaseTag(_PIXELS), vr, length, value, start, implicit, True)
+
+
+def _items(content: bytes) -> bytes | None:
+    """Return what comes before the delimiter of a sequence of items, where nothing comes after it (PS3.5, A.4)."""
+    at = 0
+    while at + 8 <= len(content):
+        tag, length = _ITEM.unpack_from(content, at)
+        if tag == _DELIMITER:
+            return content[:at] if not length and at + 8 == len(content) else None
+        if tag != _NEXT:
+            return None
+        at += 8 + length
+    return None
 
 
 @lru_cache(32)

@@ -63,13 +63,18 @@ def _lines(own: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
 
 
 def _utility(axes: Axes, own: Sequence[Row], costs: Sequence[float]) -> None:
+    levels: dict[tuple[str, float], list[str]] = {}
     for row in own:
         if row.epsilon in {0.0, inf}:
-            level, name = 100 * row.balanced.mean, "no mechanism" if row.epsilon else "no round"
-            axes.axhline(level, color=_FAINT, linestyle=_DASHES[row.learner], linewidth=1.2)
-            axes.annotate(
-                f"{row.learner}, {name}", (0, level), (0, 2), textcoords="offset points", color=_FAINT, fontsize=7.5
-            )
+            name = "no mechanism" if row.epsilon else "no round"
+            levels.setdefault((name, 100 * row.balanced.mean), []).append(row.learner)
+    for (name, level), learners in levels.items():
+        dashes = _DASHES[learners[0]] if len(learners) == 1 else ":"
+        axes.axhline(level, color=_FAINT, linestyle=dashes, linewidth=1.2)
+        # At either end, or lines that are close would write over each other.
+        end, side = (-0.37, "left") if learners[0] == "fomaml" else (len(costs) - 0.63, "right")
+        words = name if len(learners) > 1 else f"{learners[0]}, {name}"
+        axes.annotate(words, (end, level), (0, 2), textcoords="offset points", ha=side, color=_FAINT, fontsize=7.5)
     lines = _lines(own)
     for number, (mechanism, learner, group) in enumerate(lines):
         # Beside each other, or their bars would cover each other.
@@ -92,6 +97,8 @@ def _utility(axes: Axes, own: Sequence[Row], costs: Sequence[float]) -> None:
 
 def _attack(axes: Axes, own: Sequence[Row], costs: Sequence[float]) -> None:
     axes.axhline(0.5, color=_FAINT, linewidth=0.8, linestyle="--")
+    most = max((row.bounds[0] for row in own if row.bounds), default=0.5)
+    axes.annotate("at most", (len(costs) - 1, most), (4, 0), textcoords="offset points", color=_FAINT, fontsize=7.5)
     for mechanism, learner, group in _lines(own):
         ordered = sorted((row for row in group if row.auc and row.bounds), key=lambda row: row.epsilon)
         at = [costs.index(row.epsilon) for row in ordered]

@@ -23,9 +23,11 @@ CODES = ["AE", "CS", "LO", "PN", "SH", "UI", "UN", "US", None]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Return an explicit, an implicit and a deflated file."""
+    """Return an explicit, an implicit, a compressed and a deflated file."""
     found = []
-    for syntax in (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian):
+    for syntax in (
+        uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.JPEGLSLossless, uid.DeflatedExplicitVRLittleEndian,
+    ):  # fmt: skip
         folder = tmp_path_factory.mktemp("hospital")
         scanner = replace(SCANNERS[0], transfer_syntax=syntax)
         write_hospital(folder, scanner=scanner, lesions=("disc",), patients_per_lesion=1, seed=0, size=16)
@@ -55,17 +57,18 @@ def same(ours: Dataset, path: Path) -> None:
 
 
 def test_plain_files_are_read_as_pydicom_reads_them(files: list[Path]) -> None:
-    for path in files[:2]:
+    for path in files[:3]:
         ours = plain(path)
         assert ours is not None
         same(ours, path)
-    assert plain(files[2]) is None
+    assert plain(files[3]) is None
 
 
+@pytest.mark.parametrize("kind", [0, 2])
 @pytest.mark.parametrize("change", ["cut", "longer", "no preamble", "characters", "sequence", "after the pixels"])
-def test_what_is_not_plain_is_left_to_pydicom(files: list[Path], tmp_path: Path, change: str) -> None:
+def test_what_is_not_plain_is_left_to_pydicom(files: list[Path], tmp_path: Path, change: str, kind: int) -> None:
     path = tmp_path / "changed.dcm"
-    data = files[0].read_bytes()
+    data = files[kind].read_bytes()
     changed = {
         "cut": data[:-2],
         "longer": data + b"\0\0",
@@ -74,7 +77,7 @@ def test_what_is_not_plain_is_left_to_pydicom(files: list[Path], tmp_path: Path,
         "after the pixels": data + b"\xfc\xff\xfc\xffOB\0\0\2\0\0\0\0\0",
     }
     if change == "sequence":
-        dataset = pydicom.dcmread(files[0])
+        dataset = pydicom.dcmread(files[kind])
         dataset.ReferencedStudySequence = [Dataset()]
         dataset["ReferencedStudySequence"].is_undefined_length = True
         dataset.save_as(path)
@@ -86,10 +89,11 @@ def test_what_is_not_plain_is_left_to_pydicom(files: list[Path], tmp_path: Path,
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_a_damaged_header_is_read_as_pydicom_reads_it_or_left(files: list[Path], data: st.DataObject) -> None:
-    path = data.draw(st.sampled_from(files[:2]))
+    path = data.draw(st.sampled_from(files[:3]))
     content = bytearray(path.read_bytes())
+    last = len(content) - (1 if path == files[2] else 600)
     for _ in range(data.draw(st.integers(1, 3))):
-        content[data.draw(st.integers(128, len(content) - 600))] = data.draw(st.integers(0, 255))
+        content[data.draw(st.integers(128, last))] = data.draw(st.integers(0, 255))
     damaged = path.with_suffix(".damaged")
     damaged.write_bytes(content)
     with warnings.catch_warnings():
