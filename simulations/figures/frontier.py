@@ -97,8 +97,9 @@ def _utility(axes: Axes, own: Sequence[Row], costs: Sequence[float]) -> None:
 
 def _attack(axes: Axes, own: Sequence[Row], costs: Sequence[float]) -> None:
     axes.axhline(0.5, color=_FAINT, linewidth=0.8, linestyle="--")
-    most = max((row.bounds[0] for row in own if row.bounds), default=0.5)
-    axes.annotate("at most", (len(costs) - 1, most), (4, 0), textcoords="offset points", color=_FAINT, fontsize=7.5)
+    if bounds := [row.bounds[0] for row in own if row.bounds]:
+        end = (len(costs) - 1, max(bounds))
+        axes.annotate("at most", end, (4, 0), textcoords="offset points", color=_FAINT, fontsize=7.5)
     for mechanism, learner, group in _lines(own):
         ordered = sorted((row for row in group if row.auc and row.bounds), key=lambda row: row.epsilon)
         at = [costs.index(row.epsilon) for row in ordered]
