@@ -34,7 +34,7 @@ def lira(target: Numbers, references: Numbers, inside: NDArray[np.bool_]) -> Num
     References
     ----------
     Carlini, Chien, Nasr, Song, Terzis and Tramer, "Membership Inference Attacks From First Principles", 2022, arXiv
-    2112.03570, equations 2 and 3 and algorithm 1 (online), with the global variance that they advise for few models.
+    2112.03570, algorithm 1 (online), with the global variance that they advise for few models.
     """
     with_, without = (_log_density(target, references, mask) for mask in (inside, ~inside))
     return with_ - without
