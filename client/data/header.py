@@ -151,7 +151,7 @@ def _pixels(file: BinaryIO, head: bytes, at: int, syntax: uid.UID) -> RawDataEle
         return None
     file.seek(start)
     value = _items(file.read()) if syntax.is_encapsulated else file.read(length)
-    if value is None or len(value) != length != _UNDEFINED:
+    if value is None or (length != _UNDEFINED and len(value) != length):
         return None
     vr = None if implicit else code.decode()
     return RawDataElement(BaseTag(_PIXELS), vr, length, value, start, implicit, True)

@@ -90,7 +90,8 @@ def _by_roles(session: Session, number: int) -> Truth:
     study, site, everybody = session.study, session.site, patients(session)
     chosen = site_task.roles(site, study, number)
     people = [site_task.people(site, study, number, chosen == role) for role in (site_task.SUPPORT, site_task.QUERY)]
-    support, query = (_places(site, [] if some is None else [some.support]) for some in people)
+    known = _known(site)
+    support, query = (_places(known, [] if some is None else [some.support]) for some in people)
     roles = {
         name: everybody[chosen[everybody] == role]
         for name, role in (("support", site_task.SUPPORT), ("query", site_task.QUERY))
@@ -106,13 +107,12 @@ _TRUTHS: Mapping[str, Callable[[Session, int], Truth]] = {
 
 
 def _used(site: Site, episodes: Iterable[Episodes]) -> tuple[Places, Places]:
-    drawn = list(episodes)
-    return _places(site, [e.support for e in drawn]), _places(site, [e.query for e in drawn])
+    drawn, known = list(episodes), _known(site)
+    return _places(known, [e.support for e in drawn]), _places(known, [e.query for e in drawn])
 
 
-def _places(site: Site, batches: Iterable[Batch]) -> Places:
-    """Return which of the site's images are in some batches, padding left out; they are known by their pixels."""
-    known = _known(site)
+def _places(known: Mapping[bytes, int], batches: Iterable[Batch]) -> Places:
+    """Return which of the ``known`` images are in some batches, padding left out."""
     found = set()
     for batch in batches:
         pixels = batch.x.mul(SPREAD).add(CENTRE).round().to(torch.uint8)

@@ -17,7 +17,7 @@ from client.membership import joined
 from common.errors import NotPreparedError
 from common.study import Study
 from simulations import cli
-from simulations.localnet import Localnet, localnet
+from simulations.localnet import Localnet, letters, localnet
 from tests.deploy.run import command
 from tests.deploy.town import until
 from tests.processes import processes
@@ -48,7 +48,13 @@ def test_a_study_runs_through_edge_and_gateways(
             yield net
             with subtests.test("every call of the first run's was let in"):
                 assert {call["status"] for call in calls(net)} == {"200"}
-                for site in net.sites.values():
+                assert {call["call"].split("/")[-1] for call in calls(net)} <= {
+                    "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages",
+                    "get-run", "get-fab", "push-object", "pull-object", "confirm-message-received",
+                }  # fmt: skip
+                for name, site in net.sites.items():
+                    pushed = [call for call in calls(net) if call["site"] == name and "push-messages" in call["call"]]
+                    assert len(pushed) == letters(site)
                     assert joined(site, datetime.now(UTC)).manifest.epoch == 4  # two sites joined, then the study
                     assert not list((site / "node").rglob("*.key"))
             with subtests.test("a run in which a site approves late, and processes are killed and sleep"):
