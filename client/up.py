@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -75,10 +76,12 @@ def up(
     (folder / "node").mkdir(mode=0o700, exist_ok=True)
     write_whole(folder / "node" / "executor.secret", secrets.token_bytes(32), 0o600)
     leaving = ["--daily-bytes", str(daily_bytes), *(["--proxy", proxy] if proxy else [])]
-    supervise(_parts(folder, pictures, listen, node_port, door, ["--health", health, *leaving]), printer(as_json))
+    supervise(_parts(folder, pictures, listen, health, node_port, door, leaving), printer(as_json))
 
 
-def _parts(site: Path, images: Path, listen: str, node_port: int, socket: Path, gateway: list[str]) -> list[Part]:
+def _parts(
+    site: Path, images: Path, listen: str, health: str, node_port: int, socket: Path, leaving: list[str]
+) -> list[Part]:
     """Return the site's processes; the gateway ends last, so that the node can take its leave through it."""
     own, runtime = tool("wardround-site"), f"127.0.0.1:{node_port}"
     # Where Linux says whose process asks, nobody else of this machine can pass for the node.
@@ -92,7 +95,7 @@ def _parts(site: Path, images: Path, listen: str, node_port: int, socket: Path, 
     return [
         Part(
             "gateway",
-            [own, "gateway", "--site", str(site), "--listen", listen, *user, *gateway],
+            [own, "gateway", "--site", str(site), "--listen", listen, "--health", health, *user, *leaving],
             environment,
             listens=listen,
         ),
@@ -104,7 +107,7 @@ def _parts(site: Path, images: Path, listen: str, node_port: int, socket: Path, 
         ),
         Part(
             "supernode",
-            [tool("flower-supernode"), "--insecure", *node, *secret],
+            [sys.executable, "-I", "-m", "deploy.supernode", health, "--insecure", *node, *secret],
             apart,
             listens=runtime,
             after="gateway",

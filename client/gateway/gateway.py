@@ -9,8 +9,8 @@ the run goes on without this site.
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +47,10 @@ _PATIENCE_SECONDS = 2.0
 #: While a run is on, that is, for a time after its last message: a node that asks when there is no message is not
 #: answered at once, for it would sleep 3 s. The edge is asked again instead, until there is one or so long.
 _RUN_IS_ON_SECONDS, _AGAIN_SECONDS, _HOLD_SECONDS = 60.0, 0.3, 10.0
+
+#: A SuperNode asks for work every 3 s, or after 20 where it was refused. One that has been silent for so long, and has
+#: no message to work on, hangs.
+_SILENT_SECONDS = 60.0
 
 #: The same message is shown to a node so often.
 _TIMES = 3
@@ -112,6 +116,7 @@ class Gateway:
         self._tokens, self._counted = _BURST, time.monotonic()
         self._last = ""
         self._active = -math.inf
+        self._asking, self._heard = 0, time.monotonic()
         self._answers: Mapping[str, Callable[[Any], Awaitable[Proto]]] = {
             "register-node": self._register,
             "unregister-node": self._unregister,
@@ -146,6 +151,16 @@ class Gateway:
         """Say whether the gateway works: its audit log can be written. One that is paused does what it was told to."""
         return not self._out.books.broken
 
+    def node_works(self) -> bool:
+        """Say whether the node asks for work or has some; heartbeats do not count.
+
+        It has some from the message that it took until it announces the answer, and not longer than the message lasts.
+        From then on it hands over part after part.
+        """
+        at_work = [handed.until for question, handed in self._handed.items() if question not in self._outgoing]
+        silent = min(time.monotonic() - self._heard, time.time() - max(at_work, default=-math.inf))
+        return self._asking > 0 or silent < _SILENT_SECONDS
+
     async def answer(self, name: str, body: bytes, gone: Callable[[], Awaitable[bool]] | None = None) -> bytes:
         """Return the answer to a call of the node's.
 
@@ -167,6 +182,10 @@ class Gateway:
             request = CALLS[name].request.FromString(body)
         except DecodeError:
             raise FleetError("refused: the call is not one of Flower's", 400) from None
+        with self._hearing(name):
+            return await self._answer(name, request, gone)
+
+    async def _answer(self, name: str, request: Proto, gone: Callable[[], Awaitable[bool]] | None) -> bytes:
         if name not in ("pull-object", "push-object"):
             self._slow_down()
         try:
@@ -185,6 +204,17 @@ class Gateway:
         data: bytes = answer.SerializeToString()
         return data
 
+    @contextmanager
+    def _hearing(self, name: str) -> Iterator[None]:
+        """Note when the node asks for something, and how long it has to wait."""
+        asks = name != "send-node-heartbeat"
+        self._asking += asks
+        try:
+            yield
+        finally:
+            self._asking -= asks
+            self._heard = time.monotonic() if asks else self._heard
+
     # What the node asks about itself.
 
     async def _register(self, _: Proto) -> Proto:
@@ -195,6 +225,7 @@ class Gateway:
 
     async def _activate(self, _: Proto) -> Proto:
         upstream = self._refreshed()
+        self._forget()
         for handed in list(self._handed.values()):  # a node that starts has forgotten them
             self._give_up(handed, "node-restarted")
         if self._node is not None:

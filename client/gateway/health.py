@@ -1,6 +1,6 @@
 """gRPC's standard health service of the gateway: what units, containers, pods and the doctor ask."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import grpc
@@ -20,7 +20,7 @@ _OPTIONS = [
 
 
 @asynccontextmanager
-async def answering(address: str, good: Callable[[], bool]) -> AsyncIterator[None]:
+async def answering(address: str, services: Mapping[str, Callable[[], bool]]) -> AsyncIterator[None]:
     """Answer questions about the gateway's health while the context lasts.
 
     In the event loop that forwards, so that a gateway that hangs does not answer. The service ``liveness`` is for
@@ -30,23 +30,23 @@ async def answering(address: str, good: Callable[[], bool]) -> AsyncIterator[Non
     ----------
     address : str
         ``address:port`` of the loopback.
-    good : callable
-        Whether the gateway does what it is for; called for every question.
+    services : mapping of str to callable
+        For each service, whether it does what it is for; called for every question. The empty name is the gateway.
 
     Raises
     ------
     FleetError
         Nothing can listen there.
     """
-    services: dict[str, Callable[[], bool]] = {"": good, "liveness": lambda: True}
+    known = {**services, "liveness": lambda: True}
 
     async def check(
         request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> health_pb2.HealthCheckResponse:
-        if request.service not in services:
+        if request.service not in known:
             await context.abort(grpc.StatusCode.NOT_FOUND, "")
         states = health_pb2.HealthCheckResponse
-        return states(status=states.SERVING if services[request.service]() else states.NOT_SERVING)
+        return states(status=states.SERVING if known[request.service]() else states.NOT_SERVING)
 
     one = grpc.unary_unary_rpc_method_handler(
         check, health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString

@@ -74,7 +74,7 @@ def serve(settings: Settings, listen: str, health: str, node_user: str | None) -
 
 
 async def _run(server: uvicorn.Server, gateway: Gateway, health: str) -> None:
-    async with answering(health, lambda: server.started and gateway.health()):
+    async with answering(health, {"": lambda: server.started and gateway.health(), "node": gateway.node_works}):
         # uvicorn raises the signal that ended it once more when it has closed everything.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)

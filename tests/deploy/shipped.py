@@ -10,9 +10,23 @@ from typing import Any
 
 import pytest
 
-__all__ = ["DEPLOY", "UNITS", "commands_of", "documents", "exec_lines", "load", "probe", "run", "settings", "tool"]
+__all__ = [
+    "DEPLOY",
+    "NODE",
+    "UNITS",
+    "commands_of",
+    "documents",
+    "exec_lines",
+    "load",
+    "probe",
+    "run",
+    "settings",
+    "tool",
+]
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+#: What starts a SuperNode, before its gateway's health service and Flower's options.
+NODE = ["python", "-I", "-m", "deploy.supernode"]
 UNITS = sorted((DEPLOY / "systemd").glob("*/*.service"))
 
 
@@ -74,7 +88,8 @@ def commands_of(tree: object) -> Iterator[list[str]]:
         for value in tree.values():
             yield from commands_of(value)
     elif isinstance(tree, list):
-        if tree and isinstance(tree[0], str) and re.match(r"wardround-|flower-", tree[0]):
+        program = tree and isinstance(tree[0], str) and re.match(r"wardround-|flower-", tree[0])
+        if program or tree[: len(NODE)] == NODE:
             yield tree
         else:
             for value in tree:

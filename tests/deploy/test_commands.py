@@ -13,11 +13,11 @@ import typer
 
 from client.cli import app as site_app
 from server.cli import app as study_app
-from tests.deploy.shipped import DEPLOY, UNITS, commands_of, documents, exec_lines
+from tests.deploy.shipped import DEPLOY, NODE, UNITS, commands_of, documents, exec_lines
 
 #: Where Flower makes the parser of each of its programs.
 PARSERS = {
-    "flower-supernode": "flwr.supernode.cli.flower_supernode:_parse_args_run_supernode",
+    "deploy.supernode": "flwr.supernode.cli.flower_supernode:_parse_args_run_supernode",
     "flower-superlink": "flwr.superlink.cli.flower_superlink:_parse_args_run_superlink",
     "flower-superexec": "flwr.supercore.cli.flower_superexec:_parse_args",
 }
@@ -31,7 +31,7 @@ PROGRAMS: dict[str, Any] = {
 
 
 def shipped() -> dict[str, list[str]]:
-    """Return all commands, each under the file and the words that it begins with."""
+    """Return all commands, each under the file and the words that it begins with. Python's options are left out."""
     found = {}
     for path in UNITS:
         for command in exec_lines(path, "ExecStart"):
@@ -40,7 +40,9 @@ def shipped() -> dict[str, list[str]]:
     for path in sorted((DEPLOY / "compose").rglob("*.yaml")) + sorted((DEPLOY / "kubernetes").rglob("*.yaml")):
         for command in commands_of(documents(path.read_text())):
             found[f"{'/'.join(path.parts[-3:])}: {' '.join(command[:2])}"] = command
-    return found
+    return {
+        where: command[len(NODE) - 1 :] if command[: len(NODE)] == NODE else command for where, command in found.items()
+    }
 
 
 COMMANDS = shipped()
@@ -50,7 +52,7 @@ def parse(command: list[str]) -> Any:
     if command[0] in PARSERS:
         module, _, name = PARSERS[command[0]].partition(":")
         parser: Callable[[], Any] = getattr(import_module(module), name)
-        return parser().parse_args(command[1:])
+        return parser().parse_args(command[2 if command[0] == "deploy.supernode" else 1 :])
     sub = PROGRAMS[command[0]][command[1]]
     return sub.make_context(command[1], command[2:])
 
@@ -58,7 +60,7 @@ def parse(command: list[str]) -> Any:
 def test_all_of_them_are_found() -> None:
     programs = [command[0] for command in COMMANDS.values()]
     assert {name: programs.count(name) for name in PARSERS} == {
-        "flower-supernode": 3,
+        "deploy.supernode": 3,
         "flower-superlink": 3,
         "flower-superexec": 6,
     }
@@ -75,7 +77,12 @@ def test_the_program_knows_the_options(where: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["flower-supernode", "--clientappio-api-address", "0.0.0.0:9094"],  # as it was in earlier versions of Flower
+        [
+            "deploy.supernode",
+            "127.0.0.1:9097",
+            "--clientappio-api-address",
+            "0.0.0.0:9094",
+        ],  # as it was in earlier versions of Flower
         ["flower-superlink", "--serverappio-api-address", "0.0.0.0:9091"],
         ["flower-superexec", "--runtime-api-address", "a:1", "--no-such-option"],
         ["wardround-study", "sites", "--no-such-option"],
@@ -86,11 +93,12 @@ def test_an_option_that_there_is_not_is_found(command: list[str]) -> None:
         parse(command)
 
 
-@pytest.mark.parametrize("where", [where for where, command in COMMANDS.items() if command[0] == "flower-supernode"])
+@pytest.mark.parametrize("where", [where for where, command in COMMANDS.items() if command[0] == "deploy.supernode"])
 def test_a_supernode_knows_the_gateway_and_runs_no_app_itself(where: str) -> None:
     options = parse(COMMANDS[where])
     # In clear, and so on the loopback only: the gateway has the keys and speaks TLS with the edge.
     assert options.superlink == gateway_address()
+    assert COMMANDS[where][1] == gateway_address("--health")
     assert options.superlink.startswith("127.0.0.1:")
     assert options.auth_supernode_private_key is None
     assert options.isolation == "process"
@@ -98,10 +106,12 @@ def test_a_supernode_knows_the_gateway_and_runs_no_app_itself(where: str) -> Non
     assert not options.runtime_dependency_install
 
 
-def gateway_address() -> str:
-    """Return where all gateways listen."""
+def gateway_address(option: str = "--listen") -> str:
+    """Return where all gateways listen, or what else they are told."""
     [address] = {
-        command[3] for command in COMMANDS.values() if command[:3] == ["wardround-site", "gateway", "--listen"]
+        command[command.index(option) + 1]
+        for command in COMMANDS.values()
+        if command[:2] == ["wardround-site", "gateway"]
     }
     return address
 

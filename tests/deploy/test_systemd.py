@@ -56,7 +56,7 @@ def test_systemd_finds_nothing_wrong(unit: Path, root: Path) -> None:
     [
         ("RestartSec=", "RestartSek=", "Unknown key"),
         ("Restart=always", "Restart=ever", "Failed to parse"),
-        ("/opt/wardround/bin/flower-supernode", "/opt/wardround/bin/flower-hypernode", "not executable"),
+        ("/opt/wardround/bin/python -I -m deploy.s", "/opt/wardround/bin/pypython -I -m deploy.s", "not executable"),
         ("After=wardround-gateway.service", "Requires=wardround-gatway.service", "not found"),
     ],
 )

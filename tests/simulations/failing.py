@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from client.gateway.audit import Entry, Head, check, read_lines
 from client.gateway.cli import audit_path
 from client.membership import store
 from common.study import Study
+from deploy.supernode import HANGS
 from server.cli import app as at_coordinator
 from server.consortium.heads import heads_in
 from simulations.localnet import Localnet
@@ -28,7 +30,10 @@ __all__ = ["FIRST", "SECOND", "calls", "run_with_faults"]
 
 FIRST, SECOND = "hospital-0", "hospital-1"
 
-NODE, EXECUTOR, WORKER = "flower-supernode", "flower-superexec", "wardround-site worker"
+#: What becomes of a site that does not answer: its deadline comes first, or that the SuperLink takes its node for gone.
+UNREACHED = ("no-reply", 0), ("error", 5)
+
+NODE, EXECUTOR, WORKER = "deploy.supernode", "flower-superexec", "wardround-site worker"
 
 
 def approvals(site: Path) -> list[dict[str, str]]:
@@ -78,13 +83,18 @@ class Here:
         port = command_of(self.process(site, NODE)).partition("--port ")[2].split()[0]
         return set(processes("flwr-clientapp", f"127.0.0.1:{port} "))
 
+    def asking(self, site: str) -> int:
+        """Return how many ClientApps are connected to a site's worker; one more, for those that are not."""
+        socket = command_of(self.process(site, WORKER)).partition("--socket ")[2].split()[0]
+        return Path("/proc/net/unix").read_text().count(f" {socket}\n")
+
     @contextmanager
     def training(self, site: str) -> Iterator[int]:
         """Let something happen while a site trains: its worker stands still; give the number of that process."""
-        worker, before = self.process(site, WORKER), self.clients(site)
+        worker, before = self.process(site, WORKER), self.asking(site)
         os.kill(worker, signal.SIGSTOP)
         try:
-            self.until(lambda: self.clients(site) - before)
+            self.until(lambda: self.asking(site) > before)
             yield worker
         finally:
             with suppress(ProcessLookupError):
@@ -120,6 +130,14 @@ class Here:
         return Counter(event.round for event in events if (event.outcome, event.kind) == ("sent", "train"))
 
 
+def unread(process: int) -> bool:
+    """Say whether a process has written to another one of this machine what that one has not read."""
+    sockets = {os.readlink(path) for path in Path(f"/proc/{process}/fd").iterdir()}
+    table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ends = {line[1] for line in table if f"socket:[{line[9]}]" in sockets}
+    return any(line[2] in ends and int(line[4].partition(":")[2], 16) for line in table)
+
+
 def admit(net: Localnet, study: Study) -> None:
     """Admit a study. One site approves it; the other one has not heard of it, and does not want the bundle any more."""
     plan, consortium = net.folder / "other.toml", net.folder / "consortium"
@@ -152,7 +170,7 @@ def node_killed(here: Here) -> None:
     with here.training(FIRST):
         os.kill(here.process(FIRST, NODE), signal.SIGKILL)
     # The gateway answers for it as soon as it has started again.
-    assert here.missed(FIRST, seen) in [("error", 5), ("no-reply", 0)]
+    assert here.missed(FIRST, seen) in UNREACHED
     assert "supernode ended: signal 9" in said(here.net, FIRST)
     here.counts(FIRST, SECOND)
     # Without the gateway's care the SuperLink says 412 for a minute.
@@ -198,6 +216,38 @@ def site_asleep(here: Here) -> None:
     here.counts(FIRST, SECOND)
 
 
+def node_asleep(here: Here) -> None:
+    """Nothing else of its site stands still. What becomes of its answer is chance: it is late, or the node hangs."""
+    seen, node = len(here.events), here.process(SECOND, NODE)
+    try:
+        with here.training(SECOND):
+            os.kill(node, signal.SIGSTOP)
+        wakes = time.monotonic() + 90
+        assert here.missed(SECOND, seen) in UNREACHED
+        with here.training(FIRST):  # alone it would do round after round
+            time.sleep(max(0.0, wakes - time.monotonic()))
+    finally:
+        os.kill(node, signal.SIGCONT)
+    here.counts(FIRST, SECOND)
+
+
+def node_hangs(here: Here) -> None:
+    """Flower's waits for ever for the parts of an answer whose ClientApp has gone, and its heartbeats go on."""
+    seen, node, before = len(here.events), here.process(SECOND, NODE), here.clients(SECOND)
+    alone = here.asking(SECOND)
+    try:
+        with here.training(SECOND):
+            (client,) = here.clients(SECOND) - before
+            os.kill(node, signal.SIGSTOP)
+        here.until(lambda: here.asking(SECOND) == alone and unread(client))
+        os.kill(client, signal.SIGKILL)
+    finally:
+        os.kill(node, signal.SIGCONT)
+    assert here.missed(SECOND, seen) in UNREACHED
+    here.until(lambda: f"supernode ended: exit code {HANGS}" in said(here.net, SECOND))
+    here.counts(FIRST, SECOND)
+
+
 def run_with_faults(net: Localnet, study: Study) -> None:
     """Run a study in which these happen, and check what must hold."""
     admit(net, study)
@@ -208,7 +258,7 @@ def run_with_faults(net: Localnet, study: Study) -> None:
         until(lambda: set(runs.iterdir()) - before or run.done(), lambda: net.log("coordinator"))
         here = Here(net, (set(runs.iterdir()) - before).pop(), run)
         not_approved(here, received)
-        for fault in (node_killed, worker_killed, site_asleep):
+        for fault in (node_killed, worker_killed, site_asleep, node_asleep, node_hangs):
             fault(here)
         run.result(600)
     lines = here.lines

@@ -27,7 +27,7 @@ from tests.simulations.failing import FIRST, SECOND, calls, run_with_faults
 #: A run that goes on with one of the two sites, whose rounds do not wait long for the other.
 FAULTS: dict[str, bool | int | float | str] = {
     "study.id": "faults",
-    "study.rounds": 10,
+    "study.rounds": 16,
     "sites.deadline-seconds": 45.0,
     "sites.attempts": 20,
     "sites.rest-after": 100,

@@ -1,0 +1,53 @@
+"""A SuperNode ends where its gateway says that it hangs. That a real one does: tests/simulations/test_localnet.py."""
+
+import asyncio
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from client.gateway.health import answering
+from common.environment import flower_environment
+from deploy import supernode
+from deploy.supernode import HANGS, watch
+from simulations.engines.control import free_ports
+
+BRISK = "import deploy.supernode as one; one._LOOK_SECONDS = 0.1; one._main()"
+
+
+class EndedError(Exception):
+    """Instead of the end of the process."""
+
+
+@pytest.mark.parametrize(
+    "once", [["SERVING"], ["UNAVAILABLE"], ["NOT_SERVING", "SERVING"], ["NOT_SERVING", "DEADLINE_EXCEEDED"]]
+)
+def test_it_ends_when_it_hangs_twice_in_a_row(monkeypatch: pytest.MonkeyPatch, once: list[str]) -> None:
+    answers = [*once, "NOT_SERVING", "NOT_SERVING", "SERVING"]
+
+    def end(code: int) -> None:
+        raise EndedError(code)
+
+    monkeypatch.setattr(supernode, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(supernode, "ask", lambda *asked: answers.pop(0) if asked == ("a:1", "node") else "")
+    monkeypatch.setattr("deploy.supernode.os._exit", end)
+    with pytest.raises(EndedError, match=str(HANGS)):
+        watch("a:1")
+    assert answers == ["SERVING"]
+
+
+def test_flower_s_program_runs_meanwhile(tmp_path: Path) -> None:
+    health, nobody = (f"127.0.0.1:{port}" for port in free_ports(2))
+
+    async def story() -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", BRISK, health, "--insecure", "--superlink", nobody, "--isolation", "process"]
+        start = partial(subprocess.run, command, capture_output=True, text=True, timeout=120, check=False)
+        async with answering(health, {"node": lambda: False}):
+            return await asyncio.to_thread(start, env=flower_environment(FLWR_HOME=str(tmp_path), NO_PROXY="*"))
+
+    done = asyncio.run(story())
+    assert done.returncode == HANGS
+    assert "Starting Flower SuperNode" in done.stdout + done.stderr
+    assert "the SuperNode hangs" in done.stderr
