@@ -292,7 +292,10 @@ def privacy(
         str, typer.Option(help="Comma-separated: all of the network, its last layer over a fixed body.")
     ] = "full,head",
     start: Annotated[
-        Path | None, typer.Option(help="Start every body from this theta.safetensors of other, public data.")
+        list[Path] | None,
+        typer.Option(
+            help="Start bodies from this theta.safetensors of other, public data (repeatable: seed by seed, in turn)."
+        ),
     ] = None,
     clip: Annotated[float, typer.Option(min=1e-9, help="privacy.clip.")] = 1.0,
     sampling: Annotated[float, typer.Option(min=1e-9, max=1, help="privacy.sampling.")] = 0.2,
@@ -318,7 +321,7 @@ def privacy(
 
     plan = _plan(study, change, frontier.built_in())
     _prepare(plan)
-    setting = frontier.Setting(sampling, clip, delta, keep(start) if start else "", attacked)
+    setting = frontier.Setting(sampling, clip, delta, [keep(one) for one in start or []], attacked)
     chosen = frontier.Choice(
         names(mechanisms), names(learners), names(parts), tuple(map(_epsilon, names(wanted))), seeds
     )

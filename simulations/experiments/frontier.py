@@ -106,8 +106,9 @@ class Setting:
     ----------
     sampling, clip, delta : float
         As in the study's group ``privacy``.
-    start : str
-        Digest of the released theta that the body starts from; empty for the study's seed.
+    starts : sequence of str
+        Digests of released thetas that bodies start from: seed i from the i-th, and so on from the first again. Empty
+        for the study's seed.
     attacked : int
         The attack looks at the answers of so many rounds, the last ones.
     """
@@ -115,7 +116,7 @@ class Setting:
     sampling: float
     clip: float
     delta: float
-    start: str = ""
+    starts: Sequence[str] = ()
     attacked: int = 5
 
 
@@ -229,7 +230,8 @@ def plans(study: Study, setting: Setting, choice: Choice) -> list[Plan]:
     people = setting.sampling * training_patients(study)
     out = []
     for seed, part, learner, cost in product(range(choice.seeds), choice.parts, choice.learners, choice.epsilons):
-        judged = study.override({**_common(study, setting, learner, part), "study.seed": study.study.seed + seed})
+        number = study.study.seed + seed
+        judged = study.override({**_common(study, setting, learner, part, number), "study.seed": number})
         if cost == inf:
             out.append(Plan("none", learner, part, inf, judged, judged))
             continue
@@ -242,7 +244,7 @@ def plans(study: Study, setting: Setting, choice: Choice) -> list[Plan]:
     return out
 
 
-def _common(study: Study, setting: Setting, learner: str, part: str) -> Changes:
+def _common(study: Study, setting: Setting, learner: str, part: str, seed: int) -> Changes:
     model = study.model
     changes: Changes = {
         "algorithm.name": learner,
@@ -253,8 +255,9 @@ def _common(study: Study, setting: Setting, learner: str, part: str) -> Changes:
         "outer.patience": 0,
         **_NO_MECHANISM,
     }
-    if setting.start:
-        changes["model.arguments"] = json.dumps(json.loads(model.arguments) | {"start": setting.start})
+    if setting.starts:
+        start = setting.starts[seed % len(setting.starts)]
+        changes["model.arguments"] = json.dumps(json.loads(model.arguments) | {"start": start})
     return changes
 
 

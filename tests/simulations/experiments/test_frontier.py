@@ -200,7 +200,12 @@ def test_the_command_prints_a_table_and_draws(tmp_path: Path) -> None:
     free, private = json.loads(again.stdout)
     assert (free["epsilon"], private["epsilon"], private["numbers"]) == (None, 2.0, 15)
     digest = keep(start)
-    assert digest in plans(TINY, replace(SETTING, start=digest), Choice(seeds=1))[0].study.model.arguments
+    todo = plans(TINY, replace(SETTING, starts=(digest, "b" * 64)), Choice(seeds=3))
+    begun = {plan.study.study.seed: json.loads(plan.study.model.arguments)["start"] for plan in todo}
+    assert begun == {0: digest, 1: "b" * 64, 2: digest}
+    # Runs that were made with `-c study.seed=1` are the same.
+    rest = plans(TINY.override({"study.seed": 1}), replace(SETTING, starts=(digest, "b" * 64)), Choice(seeds=2))
+    assert {plan.study.digest for plan in rest} <= {plan.study.digest for plan in todo}
     wrong = CliRunner().invoke(app, ["privacy", "--study", str(study), "--epsilon", "1,none"])
     assert wrong.exit_code == 2
     assert "it was 'none'" in wrong.output
