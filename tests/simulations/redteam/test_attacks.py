@@ -14,6 +14,7 @@ from simulations.redteam.labels import class_shares
 from simulations.redteam.membership import ATTACKS, pictures
 from simulations.redteam.oracle import labels_of, offered, unseen
 from simulations.redteam.shadow import sides
+from simulations.redteam.span import rank
 from simulations.redteam.team import Result, attack_run
 from tests.simulations.redteam.scenes import tiny_scene
 
@@ -31,6 +32,19 @@ def test_a_linear_layer_gives_away_the_membership_of_every_image_it_saw(order: s
     assert set(span["query"].values()) == {1.0}
     assert span["support"]["AUC"] == 1.0 if support else span["support"]["AUC"] < 0.75
     assert all(figure.bound is None for row in result.rows for figure in row.figures)
+
+
+def test_the_last_direction_is_told_from_the_rounding_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colour images have 3,072 numbers: what NumPy and PyTorch take for rounding by default hides small directions."""
+    scene = tiny_scene("linear, second order", "none", rounds=1)
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.linalg.qr(torch.randn(128, 18, generator=generator, dtype=torch.float64))[0]
+    inputs = torch.linalg.qr(torch.randn(3072, 18, generator=generator, dtype=torch.float64))[0]
+    rows = (outputs * torch.logspace(0, -4, 18, dtype=torch.float64)) @ inputs.T
+    for sent, found in ((rows.float(), 18), (rows.float() * 1e-6, 18), (rows.float() * 0, 0)):
+        monkeypatch.setattr("simulations.redteam.span._rows", lambda *_, sent=sent: sent.double())
+        assert rank(scene, scene.releases[0]) == found
+    assert torch.linalg.matrix_rank(rows.float()) < 18
 
 
 def test_the_rows_of_convolutions_are_full_and_say_nothing_but_angles_do() -> None:
