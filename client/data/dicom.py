@@ -37,7 +37,7 @@ from pydicom.tag import BaseTag
 from client.data import jpeg
 from client.data.deid import header_of, identity_refusal
 from client.data.header import plain_dataset, text
-from client.data.native import describe, known, learning, native_frames
+from client.data.layout import describe, known, known_frames, learning
 from client.data.picture import IDENTIFIERS, Header, Picture, Place, Reading, Reason, Refused
 from client.data.windows import functional_groups, rendering, show, window_names
 
@@ -163,7 +163,7 @@ def _decoding(dataset: Dataset, reading: Reading) -> tuple[range, Iterator[NDArr
     description = describe(dataset)
     if (layout := known(description)) is not None and math.prod(layout.shape) <= reading.max_values:
         chosen = reading.chosen(layout.count)
-        return chosen, native_frames(dataset, layout, chosen)
+        return chosen, known_frames(dataset, layout, chosen)
     count = _check_pixels(dataset, reading)
     chosen = reading.chosen(count)
     return chosen, learning(description, dataset, _decoded(dataset, chosen, count), count)

@@ -519,7 +519,7 @@ def test_a_decoder_that_panics_is_a_refusal(hospitals: list[Hospital], monkeypat
         raise Panic(NAME)
 
     monkeypatch.setattr("client.data.dicom._decoded", panic)
-    monkeypatch.setattr("client.data.native._LAYOUTS", {})
+    monkeypatch.setattr("client.data.layout._LAYOUTS", {})
     with pytest.raises(Refused, match="NOT_DECODED") as refusal:
         read(hospitals[0].files[0])
     assert_says_nothing(refusal.value)
