@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from client.cli import app
 from client.up import _parts
 from tests.client.hospitals import prepared, tiny_study
-from tests.deploy.test_commands import parse
+from tests.deploy.test_commands import bare, parse
 from tests.server.consortium.founded import new_world
 from tests.server.consortium.test_edge import free_port
 
@@ -44,12 +44,14 @@ def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path) -> None:
 
 
 def test_every_program_knows_its_options() -> None:
-    parts = _parts(Path("/s"), Path("/i"), "127.0.0.1:1", 2, Path("/i/worker/socket"), ["--proxy", "http://p:3128"])
+    leaving = ["--proxy", "http://p:3128"]
+    parts = _parts(Path("/s"), Path("/i"), "127.0.0.1:1", "127.0.0.1:3", 2, Path("/i/worker/socket"), leaving)
     options: dict[str, Any] = {
-        part.name: parse([part.command[0].rpartition("/")[2], *part.command[1:]]) for part in parts
+        part.name: parse(bare([part.command[0].rpartition("/")[2], *part.command[1:]])) for part in parts
     }
     assert list(options) == ["gateway", "worker", "supernode", "executor"], "the gateway ends last"
     assert options["gateway"].params["proxy"] == "http://p:3128"
+    assert options["gateway"].params["health"] == parts[2].command[4] == "127.0.0.1:3", "the SuperNode asks there"
     assert options["worker"].params["site"] == "/i"
     assert options["supernode"].superlink == options["gateway"].params["listen"] == "127.0.0.1:1"
     assert options["executor"].runtime_api_address == f"127.0.0.1:{options['supernode'].port}"

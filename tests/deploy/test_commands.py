@@ -31,7 +31,7 @@ PROGRAMS: dict[str, Any] = {
 
 
 def shipped() -> dict[str, list[str]]:
-    """Return all commands, each under the file and the words that it begins with. Python's options are left out."""
+    """Return all commands, each under the file and the words that it begins with."""
     found = {}
     for path in UNITS:
         for command in exec_lines(path, "ExecStart"):
@@ -40,9 +40,12 @@ def shipped() -> dict[str, list[str]]:
     for path in sorted((DEPLOY / "compose").rglob("*.yaml")) + sorted((DEPLOY / "kubernetes").rglob("*.yaml")):
         for command in commands_of(documents(path.read_text())):
             found[f"{'/'.join(path.parts[-3:])}: {' '.join(command[:2])}"] = command
-    return {
-        where: command[len(NODE) - 1 :] if command[: len(NODE)] == NODE else command for where, command in found.items()
-    }
+    return {where: bare(command) for where, command in found.items()}
+
+
+def bare(command: list[str]) -> list[str]:
+    """Return a command without what comes before our own module, where Python is told to run one."""
+    return command[len(NODE) - 1 :] if command[1 : len(NODE)] == NODE[1:] else command
 
 
 COMMANDS = shipped()
