@@ -22,6 +22,9 @@ def gateway(health: str) -> Finding:
         return Finding("gateway", "warn", f"no gateway listens at {health}", _START)
     match ask(health, seconds=_PATIENCE_SECONDS):
         case "SERVING":
+            if ask(health, "node", _PATIENCE_SECONDS) == "NOT_SERVING":
+                text = f"the gateway at {health} is serving, but no SuperNode has asked it for work for a minute"
+                return Finding("gateway", "warn", text, _START)
             return Finding("gateway", "ok", f"the gateway at {health} is serving")
         case "NOT_SERVING":
             text = f"the gateway at {health} cannot write the audit log: nothing leaves"

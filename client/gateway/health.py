@@ -38,7 +38,7 @@ async def answering(address: str, services: Mapping[str, Callable[[], bool]]) ->
     FleetError
         Nothing can listen there.
     """
-    known = {**services, "liveness": lambda: True}
+    known: dict[str, Callable[[], bool]] = {**services, "liveness": lambda: True}
 
     async def check(
         request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext

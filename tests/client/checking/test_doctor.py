@@ -127,12 +127,14 @@ def test_an_empty_site_is_told_the_first_steps(tmp_path: Path) -> None:
 
 
 def test_the_gateway_is_asked_how_it_is() -> None:
-    health, good = f"127.0.0.1:{free_port()}", [True]
+    health, states = f"127.0.0.1:{free_port()}", {"": True, "node": True}
 
     async def story() -> None:
-        async with answering(health, lambda: good[0]):
-            for state, text in (("ok", "is serving"), ("fail", "nothing leaves")):
-                good[0] = state == "ok"
+        async with answering(health, {"": lambda: states[""], "node": lambda: states["node"]}):
+            for state, text, wrong in (
+                ("ok", "is serving", None), ("warn", "no SuperNode has asked", "node"), ("fail", "nothing leaves", ""),
+            ):  # fmt: skip
+                states.update({service: service != wrong for service in states})
                 finding = await asyncio.to_thread(processes.gateway, health)
                 assert (finding.state, bool(finding.remedy)) == (state, state != "ok"), finding
                 assert text in finding.text
