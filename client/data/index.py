@@ -16,7 +16,7 @@ from client.data.keys import KEY_BYTES, keyed, load_key
 from client.data.labels import Labels, check_labels, import_labels
 from client.data.lock import alone
 from client.data.picture import Reading, Reason
-from client.data.pool import TOO_SLOW, Failure, run_in_workers
+from client.data.pool import AHEAD, TOO_SLOW, Failure, run_in_workers
 from client.data.walk import Found, walk
 from client.data.worker import Entry, Task, Work, read, survey
 from common.errors import DataError
@@ -199,7 +199,7 @@ class _Job:
         if self.plan.reading.volumes:
             self._units(number)
         else:
-            self._store(self._changed(number), number, ahead=48)
+            self._store(self._changed(number), number)
         with self.catalogue.transaction():
             self.counts.gone = self.catalogue.drop_files(self.roots.values(), number)
             self.catalogue.forget_orphans()
@@ -252,7 +252,7 @@ class _Job:
             keyed(self.key, "stamp", f"{found.size} {found.changed}"),
         )
 
-    def _store(self, units: Iterable["_Unit"], number: int, *, ahead: int) -> None:
+    def _store(self, units: Iterable["_Unit"], number: int, *, ahead: int = AHEAD) -> None:
         """Read units in other processes, and store what they hold, some in each transaction."""
         told: deque[_Unit] = deque()
 

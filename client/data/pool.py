@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 
 from client.memory import keep_freed_memory
 
-__all__ = ["CRASHED", "TOO_SLOW", "Failure", "no_main_module", "run_in_workers"]
+__all__ = ["AHEAD", "CRASHED", "TOO_SLOW", "Failure", "no_main_module", "run_in_workers"]
 
 T = TypeVar("T")
 
@@ -34,6 +34,8 @@ _MEMORY = 8 * 2**30
 #: Bytes of tasks that a worker is told of in advance. With one more task they fit into its pipe: a worker that cannot
 #: send and a parent that cannot tell would wait for each other.
 _TOLD = 2**16
+#: Most tasks that a worker is told of in advance, where they are small.
+AHEAD = 48
 #: Seconds between two looks at a worker that has nothing yet. Waking for each result would take a core away from those
 #: who compute them; a worker has other tasks meanwhile.
 _NAP = 0.005
@@ -75,7 +77,7 @@ def run_in_workers(
     *,
     workers: int,
     seconds: float,
-    ahead: int = 48,
+    ahead: int = AHEAD,
     preload: Iterable[str] = (),
 ) -> Generator[tuple[T, Iterator[Any]]]:
     """Yield every task in order with an iterator over what ``work`` makes of it, computed in other processes.
