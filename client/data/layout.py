@@ -1,7 +1,7 @@
 """Pixels without pydicom's decoders, once they have decoded others that are described in the same words.
 
-A decoder looks the description up and checks it anew for every file. That takes longer than native pixels do, and an
-eighth of what JPEG-LS takes.
+A decoder looks the description up and checks it anew for every file. That takes longer than native pixels do, and is
+a good part of what JPEG-LS takes.
 """
 
 from collections.abc import Iterator
@@ -129,7 +129,7 @@ def known_frames(dataset: Dataset, layout: Layout, chosen: range) -> Iterator[ND
 
 def _lies_so(dataset: Dataset, layout: Layout, values: NDArray[np.generic]) -> bool:
     if layout.coded:
-        # pydicom mends signs and unused bits by rules that are not repeated here: only where there was nothing to mend.
+        # pydicom mends signs by rules that are not repeated here.
         return layout.dtype.kind == "u" and np.array_equal(next(known_frames(dataset, layout, range(1))), values)
     return len(dataset.PixelData) == layout.count * values.nbytes
 
