@@ -203,7 +203,8 @@ def test_exit_codes() -> None:
 def command(folder: Path, *more: str) -> "subprocess.Popen[str]":
     # Where the tests run in the background, a shell may have told them to ignore Ctrl-C, and they hand that on.
     program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from server.cli import app; app()"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from server.cli import app; "
+        "import server.watching; print('imported', flush=True); app()"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-c", program, "status", str(folder), *more], text=True, **pipes)  # type: ignore[call-overload,no-any-return]
@@ -229,7 +230,9 @@ def test_ctrl_c_ends_watching_cleanly(tmp_path: Path) -> None:
     folder = alive(write_run(tmp_path / "7", rounds=5, done=3, state="training"))
     with command(folder, "--watch") as process:
         try:
-            time.sleep(8)
+            assert process.stdout
+            assert process.stdout.readline() == "imported\n"
+            time.sleep(3)
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=60)
         finally:
