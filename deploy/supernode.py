@@ -8,6 +8,7 @@ consortium the site is online. Only the gateway can tell, because it is not aske
 this process (`wardround-site up`, systemd, Docker, the kubelet) starts it again.
 """
 
+import argparse
 import os
 import sys
 import time
@@ -48,7 +49,17 @@ def watch(gateway: str) -> None:
 
 
 def _main() -> None:
-    Thread(target=watch, args=(sys.argv.pop(1),), daemon=True).start()
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.supernode",
+        description="Flower's SuperNode, which ends itself where the site's gateway sees it hang (exit code 75).",
+        epilog="Example: python -m deploy.supernode 127.0.0.1:9097 --insecure --superlink 127.0.0.1:9095. All options "
+        "but --help are those of flower-supernode.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("gateway", help="HOST:PORT where the gateway answers gRPC's health service")
+    options, flowers = parser.parse_known_args()
+    sys.argv[1:] = flowers
+    Thread(target=watch, args=(options.gateway,), daemon=True).start()
     flower_supernode()
 
 

@@ -51,9 +51,10 @@ def gateway(
 ) -> None:
     """Run this site's gateway in the foreground, until SIGTERM: the only process here that talks to the consortium.
 
-    The SuperNode connects to it as to a SuperLink, without a key: `flower-supernode --insecure --superlink
-    127.0.0.1:9095`. Nothing is shown to the node that this site has not approved, and nothing leaves that is not in
-    the one form that the study declares. Exit code 1: the site is no member, or its audit log cannot be written.
+    The SuperNode connects to it as to a SuperLink, without a key: `python -m deploy.supernode 127.0.0.1:9097 --insecure
+    --superlink 127.0.0.1:9095`. Nothing is shown to the node that this site has not approved, and nothing leaves that
+    is not in the one form that the study declares. Exit code 1: the site is no member, or its audit log cannot be
+    written.
     """
     from client.gateway.gateway import Settings  # with Flower and a web server
     from client.gateway.serve import serve

@@ -38,6 +38,22 @@ def test_it_ends_when_it_hangs_twice_in_a_row(monkeypatch: pytest.MonkeyPatch, o
     assert answers == ["SERVING"]
 
 
+def test_all_but_the_gateway_is_for_flower(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    flowers = ["--insecure", "--superlink", "127.0.0.1:9095", "--port", "9094", "--node-config", 'worker="/a b"']
+    got: list[str] = []
+    monkeypatch.setattr(supernode, "watch", got.append)
+    monkeypatch.setattr(supernode, "flower_supernode", lambda: got.extend(sys.argv[1:]))
+    monkeypatch.setattr(sys, "argv", ["supernode", "127.0.0.1:9097", *flowers])
+    supernode._main()
+    assert sorted(got) == sorted(["127.0.0.1:9097", *flowers])
+    assert sys.argv[1:] == flowers
+    for wrong in ([], flowers[:1]):
+        monkeypatch.setattr(sys, "argv", ["supernode", *wrong])
+        with pytest.raises(SystemExit, match="2"):
+            supernode._main()
+    assert "required: gateway" in capsys.readouterr().err
+
+
 def test_flower_s_program_runs_meanwhile(tmp_path: Path) -> None:
     health, nobody = (f"127.0.0.1:{port}" for port in free_ports(2))
 
