@@ -11,6 +11,7 @@ test has the others. Deadlines and silences are some seconds here. After all of 
 
 import json
 import signal
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from tests.deploy.run import (
     waiting_for,
 )
 from tests.deploy.town import SITES, Town, history, limited, town_of, until
+from tests.server.consortium.edge_log import calls
 from tests.server.consortium.founded import NOW
 from tests.server.consortium.test_edge import needs_nginx, nginx
 from tests.server.rubbish import PATIENT
@@ -249,11 +251,7 @@ def lost_database(here: Here) -> None:
     town.superlink()
     for site in SITES:
         here.until_said(site, unknown, before[site] + 1)
-        calls = map(json.loads, (town.edge.folder / "access.log").read_text().splitlines())
-        assert any(
-            (call["site"], call["call"], call["status"]) == (site, "POST /v1/fleet/activate-node", "412")
-            for call in calls
-        )
+        until(lambda: answers(town, site)["POST /v1/fleet/activate-node", "412"], town.logs)  # noqa: B023
         town.register(site)
     until(lambda: town.online() == list(SITES), town.logs)
     town.coordinator(resume=here.run)
@@ -313,10 +311,14 @@ def test_whatever_fails_the_run_goes_on_and_nothing_counts_twice(tmp_path: Path,
         check_what_must_hold(town, here.folder)
 
 
+def answers(town: Town, site: str) -> Counter[tuple[str, str]]:
+    """Return how often the edge has answered each of a site's calls with each status."""
+    return Counter((call["call"], call["status"]) for call in calls(town.edge.folder) if call["site"] == site)
+
+
 def turned_away(town: Town, site: str) -> int:
     """Return how many of a site's calls the SuperLink has not known, or not taken for its own."""
-    lines = (town.edge.folder / "access.log").read_text().split("\n")[:-1]
-    return sum((call["site"], call["status"]) == (site, "401") for call in map(json.loads, lines))
+    return sum(times for (_, status), times in answers(town, site).items() if status == "401")
 
 
 def restart_node(here: Here, site: str, what: str) -> int:

@@ -25,6 +25,7 @@ from simulations.localnet import Localnet
 from tests.deploy.run import command
 from tests.deploy.town import history, until
 from tests.processes import command_of, processes
+from tests.server.consortium import edge_log
 
 __all__ = ["FIRST", "SECOND", "calls", "run_with_faults"]
 
@@ -47,8 +48,7 @@ def said(net: Localnet, name: str) -> str:
 
 def calls(net: Localnet) -> list[dict[str, str]]:
     """Return what came to the edge from sites."""
-    lines = (net.folder / "consortium" / "edge" / "access.log").read_text().split("\n")[:-1]
-    return [call for call in map(json.loads, lines) if "/v1/" in call["call"]]
+    return [call for call in edge_log.calls(net.folder / "consortium" / "edge") if "/v1/" in call["call"]]
 
 
 class Here:
