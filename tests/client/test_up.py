@@ -11,8 +11,8 @@ from client.cli import app
 from client.up import _parts
 from tests.client.hospitals import prepared, tiny_study
 from tests.deploy.test_commands import bare, parse
+from tests.ports import free_port
 from tests.server.consortium.founded import new_world
-from tests.server.consortium.test_edge import free_port
 
 
 def refused(*arguments: str | Path) -> str:

@@ -101,6 +101,6 @@ def last_failed(here: Here, number: int) -> set[int | str]:
 @contextmanager
 def short_of_time(here: Here) -> Iterator[None]:
     """Let rounds end soon: Flower hands a message over once, and one that is lost on its way is not answered."""
-    here.town.tell(seconds=6.0)
+    here.town.tell(seconds=15.0)
     yield
     here.town.tell(seconds=here.town.study.sites.deadline_seconds)

@@ -9,7 +9,7 @@ from flwr.supercore.grpc_health import run_health_server_grpc_no_tls
 
 from deploy import health
 from deploy.health import ask
-from simulations.engines.control import free_ports
+from tests.ports import free_ports
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:

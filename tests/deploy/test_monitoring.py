@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -12,6 +11,7 @@ import pytest
 from server.runs import lines, recorded_study
 from server.tracking.prometheus import Prometheus
 from tests.deploy.shipped import DEPLOY, load, run, tool
+from tests.ports import free_port
 from tests.server.runs import write_run
 
 MONITORING = DEPLOY / "monitoring"
@@ -29,9 +29,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         faults=lambda number, site: "norm" if site == "hospital-1" else None,
         episodes__test_every=1,
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     exporter = Prometheus(str(port), folder, recorded_study(folder))
     try:
         for line in lines(folder / "history.jsonl"):

@@ -12,7 +12,7 @@ from client.gateway.health import answering
 from common.environment import flower_environment
 from deploy import supernode
 from deploy.supernode import HANGS, watch
-from simulations.engines.control import free_ports
+from tests.ports import free_ports
 
 BRISK = "import deploy.supernode as one; one._LOOK_SECONDS = 0.1; one._main()"
 
@@ -55,10 +55,12 @@ def test_all_but_the_gateway_is_for_flower(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_flower_s_program_runs_meanwhile(tmp_path: Path) -> None:
-    health, nobody = (f"127.0.0.1:{port}" for port in free_ports(2))
+    own, *others = free_ports(3)
+    health, nobody = (f"127.0.0.1:{port}" for port in others)
 
     async def story() -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-c", BRISK, health, "--insecure", "--superlink", nobody, "--isolation", "process"]
+        command += ["--port", str(own)]
         start = partial(subprocess.run, command, capture_output=True, text=True, timeout=120, check=False)
         async with answering(health, {"node": lambda: False}):
             return await asyncio.to_thread(start, env=flower_environment(FLWR_HOME=str(tmp_path), NO_PROXY="*"))

@@ -16,7 +16,8 @@ from common.errors import ServiceError
 from deploy import supervise as supervising
 from deploy.addresses import must_be_free
 from deploy.supervise import House, Part, printer, supervise
-from simulations.engines.control import free_ports, until
+from simulations.engines.control import until
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
@@ -35,9 +36,10 @@ def shell(name: str, script: str, **more: str) -> Part:
 
 def alive(file: Path) -> bool:
     """Say whether the process whose number is in a file still runs."""
+    process = int(file.read_text())
     try:
-        return Path(f"/proc/{int(file.read_text())}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:  # it has gone, maybe while this was read
         return False
 
 

@@ -33,10 +33,10 @@ from server.consortium import members
 from server.consortium.edge import Edge, write_edge
 from server.consortium.heads import heads_in
 from server.rounds import initial_theta
-from simulations.engines.control import free_ports
 from tests.client.gateway.doubles import bundle
 from tests.deploy.clock import set_clock
 from tests.deploy.players import Orders, Trap, be_coordinator, be_gateway, be_node, be_superlink, brisk
+from tests.ports import free_ports
 from tests.processes import CONTEXT
 from tests.server.consortium.founded import NOW, new_world
 from tests.server.consortium.test_edge import nginx
@@ -316,7 +316,7 @@ class Town:
 
 def history(folder: Path) -> list[dict[str, Any]]:
     path = folder / "history.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
 @contextmanager

@@ -1,8 +1,12 @@
 """One exchange: everyone is asked, in windows; results come in the order of the sites, judged one by one."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
+from email.utils import formatdate
+from itertools import cycle
 from types import SimpleNamespace
 
+import httpx
 import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
@@ -84,11 +88,37 @@ def test_who_is_silent_is_named_and_the_others_still_count() -> None:
 
 
 def test_the_deadline_is_by_a_clock_that_nobody_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter(range(0, 10**6, 100))
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(now), sleep=lambda _: None))
+    now, of_day = iter(range(0, 10**6, 100)), cycle([0.0, 1e9])
+    times = SimpleNamespace(monotonic=lambda: next(now), sleep=lambda _: None, time=lambda: next(of_day))
+    monkeypatch.setattr(module, "time", times)
     results = list(ask(Post(order=[]), {"a": 1, "b": 2}, seconds=1000.0))
     assert [type(r) for r in results] == [Refusal, Refusal]
     assert next(now) <= 100 * 60  # a handful of looks
+
+
+@pytest.mark.parametrize(("behind", "set_meanwhile", "blamed"), [(9, 0, True), (9, 9, True), (0, -9, False)])
+def test_a_clock_that_is_behind_flowers_is_the_one_that_the_message_was_made_by(
+    behind: float, set_meanwhile: float, blamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = [-behind]
+    monkeypatch.setattr(
+        module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=time.sleep, time=lambda: time.time() + ahead[0])
+    )
+
+    class Refusing(Post):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            ahead[0] += set_meanwhile
+            request = httpx.Request("POST", "http://flower")
+            answer = httpx.Response(400, headers={"date": formatdate(usegmt=True)}, request=request)
+            raise httpx.HTTPStatusError("the message is over", request=request, response=answer)
+
+    if blamed:
+        assert [(r.site, r.why) for r in ask(Refusing(order=[]), {"a": 1}) if isinstance(r, Refusal)] == [
+            ("a", "unsent")
+        ]
+    else:
+        with pytest.raises(httpx.HTTPStatusError):
+            list(ask(Refusing(order=[]), {"a": 1}))
 
 
 @pytest.mark.parametrize(

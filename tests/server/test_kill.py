@@ -22,6 +22,7 @@ from tests.server.spool import alive, coordinate, serve
 
 SITES = (0, 1, 2)
 KILLS = 28
+FAILED = b'"event":"failed-attempt"'
 #: Where the coordinator dies, and at which calls of it: module or class, function, before or after it.
 TRAPS = {
     "after sending": ("tests.server.spool:SpoolGrid", "push_messages", "after", range(1, 6)),
@@ -166,22 +167,25 @@ def test_sites_that_die_sleep_or_are_replaced_are_waited_for(consortium: Callabl
     run_id = 33_000_000
     coordinator = together.coordinator(run_id, resume=False)
 
-    def reach(number: int) -> None:
-        history = run_folder(run_id) / "history.jsonl"
+    def reach(number: int, file: str = "history.jsonl", word: bytes = b"\n") -> None:
+        path = run_folder(run_id) / file
         until = time.monotonic() + 60
-        while not history.exists() or history.read_bytes().count(b"\n") < number:
+        while not path.exists() or path.read_bytes().count(word) < number:
             assert time.monotonic() < until
             assert coordinator.is_alive()
             time.sleep(0.01)
 
+    def failed() -> int:
+        return (run_folder(run_id) / "events.jsonl").read_bytes().count(FAILED)
+
     reach(5)  # killed, and replaced
     together.sites[1].kill()
     together.sites[1].join()
-    time.sleep(2.5)
+    reach(1, "events.jsonl", b'"event":"left"')
     together.sites[1] = together.start(serve, together.folder, 1, study)
     reach(20)  # asleep for longer than the deadline
     os.kill(together.sites[2].pid or 0, signal.SIGSTOP)
-    time.sleep(2.5)
+    reach(failed() + 1, "events.jsonl", FAILED)
     os.kill(together.sites[2].pid or 0, signal.SIGCONT)
     reach(40)  # replaced while it still sleeps: its message is left behind
     os.kill(together.sites[0].pid or 0, signal.SIGSTOP)

@@ -83,7 +83,7 @@ class Chaos:
             attempt = (int(str(instruction["round"])), int(str(instruction["attempt"])))
             if attempt != self.attempt:
                 self.attempt, self.what = attempt, {}
-                chance = 0.1 if attempt[1] == 1 else 0.5 * self.outage
+                chance = 0.15 if attempt[1] == 1 else 0.5 * self.outage
                 self.outage = self.random.random() < chance and not self.calm  # the network is down for most
                 self.counts["outage"] += self.outage
             theta = bytes.fromhex(str(instruction["theta"]))
@@ -155,7 +155,7 @@ class Ward(InProcessGrid):
         ids = list(super().push_messages(sent))
         self._die("push")
         for index in range(len(sent)):
-            if self.chaos.random.random() < 0.003:  # it left a moment ago
+            if self.chaos.random.random() < 0.006:  # it left a moment ago
                 self.chaos.counts["unsent"] += 1
                 self._pending.pop(ids[index])
                 ids[index] = ""

@@ -203,11 +203,25 @@ def test_exit_codes() -> None:
 def command(folder: Path, *more: str) -> "subprocess.Popen[str]":
     # Where the tests run in the background, a shell may have told them to ignore Ctrl-C, and they hand that on.
     program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from server.cli import app; "
-        "import server.watching; print('imported', flush=True); app()"
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from server.cli import app\n"
+        "import server.watching\n"
+        "class Time:\n"
+        "    def sleep(seconds): os.write(1, b'looked\\n'); time.sleep(seconds)\n"
+        "server.watching.time = Time\n"
+        "app()"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-c", program, "status", str(folder), *more], text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+def looks(process: "subprocess.Popen[str]", times: int) -> None:
+    """Wait until it has looked so often."""
+    assert process.stdout
+    for _ in range(times):
+        while (line := process.stdout.readline()) != "looked\n":
+            assert line, process.communicate()
 
 
 @pytest.mark.slow
@@ -215,7 +229,7 @@ def test_watch_ends_with_the_run(tmp_path: Path) -> None:
     folder = alive(write_run(tmp_path / "7", rounds=3, done=3, state="reporting"))
     with command(folder, "--watch") as process:
         try:
-            time.sleep(6)
+            looks(process, 3)
             assert process.poll() is None
             alive(folder, state="finished")
             output, errors = process.communicate(timeout=60)
@@ -230,9 +244,7 @@ def test_ctrl_c_ends_watching_cleanly(tmp_path: Path) -> None:
     folder = alive(write_run(tmp_path / "7", rounds=5, done=3, state="training"))
     with command(folder, "--watch") as process:
         try:
-            assert process.stdout
-            assert process.stdout.readline() == "imported\n"
-            time.sleep(3)
+            looks(process, 2)
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=60)
         finally:

@@ -29,8 +29,8 @@ from client.membership import store
 from client.worker.serve import serving
 from common.study import Study
 from tests.client.hospitals import prepared, tiny_study
+from tests.ports import free_port
 from tests.server.consortium.founded import NOW, enrol, new_world
-from tests.server.consortium.test_edge import free_port
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -21,8 +21,8 @@ from client.gateway.fleet import Upstream
 from client.membership import joined
 from common.errors import FleetError
 from server.consortium.edge import Edge, write_edge
+from tests.ports import free_port
 from tests.server.consortium.founded import NOW, World, new_world
-from tests.server.consortium.test_edge import free_port
 
 BEAT = SendNodeHeartbeatRequest(node=Node(node_id=3), heartbeat_interval=30)
 GOOD = SendNodeHeartbeatResponse(success=True).SerializeToString()

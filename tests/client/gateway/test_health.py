@@ -15,7 +15,7 @@ from client.gateway.switch import pause
 from common.errors import FleetError
 from deploy.health import ask
 from tests.client.gateway.doubles import NodeDouble, honest, question, set_up
-from tests.server.consortium.test_edge import free_port
+from tests.ports import free_port
 
 
 def full(*_: object) -> int:

@@ -20,8 +20,8 @@ from client.gateway.peer import owner, user_number
 from client.gateway.serve import _loopback
 from common.errors import FleetError
 from deploy.health import ask
+from tests.ports import free_port
 from tests.server.consortium.founded import new_world
-from tests.server.consortium.test_edge import free_port
 
 ROOT = Path(__file__).parents[3]
 PROTOBUF = {"content-type": PROTOBUF_MEDIA_TYPE}

@@ -33,11 +33,12 @@ from common.study import Study
 from deploy.health import ask
 from server.consortium import members
 from server.consortium.edge import Edge, write_edge
-from simulations.engines.control import APP, free_ports, running, until
+from simulations.engines.control import APP, running, until
 from simulations.namespaces import HERE, Host, cable, closed, impossible, namespace
 from tests.client.gateway import trickster, warm
 from tests.client.gateway.doubles import project
 from tests.client.gateway.trickster import NUMBERS, TRICKS
+from tests.ports import free_ports
 from tests.server.consortium.founded import NOW, new_world
 
 __all__ = ["ROUNDS", "STUDY", "Here", "Run", "bundle", "walled"]

@@ -19,20 +19,13 @@ from pynetdicom import AE, evt
 from pynetdicom.presentation import build_context
 
 from tests.client.pacs.sender import keep_answers
+from tests.ports import free_port
 
-__all__ = ["AET", "PASSWORD", "RECEIVER", "USER", "Orthanc", "free_port", "running_orthanc"]
+__all__ = ["AET", "PASSWORD", "RECEIVER", "USER", "Orthanc", "running_orthanc"]
 
 AET, RECEIVER = "ORTHANC", "WARDROUND"
 USER, PASSWORD = "reader", "not-a-secret"
 _PLUGINS = [Path(folder, "libOrthancDicomWeb.so") for folder in ("/usr/share/orthanc/plugins", "/usr/lib/orthanc")]
-
-
-def free_port() -> int:
-    """Return a TCP port on loopback that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass

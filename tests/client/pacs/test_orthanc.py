@@ -27,7 +27,8 @@ from client.pacs.dicomweb import PullReport, Source, pull
 from client.pacs.receiver import receiver
 from common.study import Episodes
 from simulations.phantoms import SCANNERS, write_hospital
-from tests.client.pacs.orthanc import AET, PASSWORD, RECEIVER, USER, Orthanc, free_port, running_orthanc
+from tests.client.pacs.orthanc import AET, PASSWORD, RECEIVER, USER, Orthanc, running_orthanc
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -32,8 +32,8 @@ from pynetdicom.association import Association
 from client.pacs.receiver import Receiver, Tls, receiver
 from common.errors import DataError
 from tests.client.pacs.certificate import certificate
-from tests.client.pacs.orthanc import free_port
 from tests.client.pacs.sender import keep_answers
+from tests.ports import free_port
 
 # pynetdicom lets go of a socket without closing it where its peer was quicker to hang up.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <(socket|ssl):ResourceWarning")

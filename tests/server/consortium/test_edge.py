@@ -28,16 +28,13 @@ from server.consortium.authority import Authority
 from server.consortium.edge import FLEET_CALLS, Edge, nginx_conf, write_edge
 from server.consortium.heads import heads_in
 from server.consortium.issue import issue_server, issue_site
+from simulations.engines.control import until
+from tests.ports import free_port
+from tests.server.consortium.edge_log import calls
 from tests.server.consortium.founded import NOW, World, enrol, new_world
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed here (.ci/nginx does it)")
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @dataclass
@@ -61,6 +58,8 @@ class Running:
         """Let nginx read its files anew, and wait until no worker that knows the old ones takes connections."""
         master = (self.edge.folder / "nginx.pid").read_text().strip()
         children = Path(f"/proc/{master}/task/{master}/children")
+        # nginx comes back from its start before its workers are there.
+        until(lambda: len(children.read_text().split()) == os.sysconf("SC_NPROCESSORS_ONLN"), 60, children.read_text)
         old = set(children.read_text().split())
         done = nginx(self.edge, "-s", "reload")
         assert done.returncode == 0, done.stderr
@@ -76,7 +75,7 @@ def nginx(edge: Edge, *arguments: str) -> subprocess.CompletedProcess[str]:
     # As root, nginx's workers would be another user, who cannot enter the folder of a test.
     user = ["-g", "user root;"] if os.geteuid() == 0 else []
     command = [str(NGINX), "-c", str(edge.folder / "nginx.conf"), *user, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 @contextmanager
@@ -212,7 +211,9 @@ def test_a_member_gets_in_with_every_fleet_call_and_its_bytes_arrive_whole(runni
 def test_a_head_of_an_audit_log_is_written_down_and_nothing_else_that_stands_there(running: Running) -> None:
     heads = [f"{seq}:{seq:064x}" for seq in (11, 12)]
     for text in (heads[0], f"{heads[0]} DOE^JANE", "DOE^JANE", heads[1]):
+        before = len(calls(running.edge.folder))
         assert call(member(running), "/v1/fleet/push-messages", address(running), head=text)[0] == 200
+        until(lambda: len(calls(running.edge.folder)) > before, 60, lambda: "nothing is logged")  # noqa: B023
     lines = running.log(heads[1]).encode().splitlines()
     assert [(head.site, str(head)) for head in heads_in(lines)] == [("st-mary", head) for head in heads]
     assert b"DOE" not in b"".join(lines)

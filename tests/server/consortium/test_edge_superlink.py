@@ -23,9 +23,10 @@ from common.environment import flower_environment, tool
 from server.consortium.edge import Edge, write_edge
 from server.consortium.superlink import register_nodes
 from simulations.engines.control import until
+from tests.ports import free_port
 from tests.server.consortium.edge_log import calls
 from tests.server.consortium.founded import NOW, new_world
-from tests.server.consortium.test_edge import free_port, needs_nginx, nginx
+from tests.server.consortium.test_edge import needs_nginx, nginx
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def superlink(folder: Path, port: int, environment: dict[str, str]) -> Iterator[
             yield
         finally:
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
+            process.wait(60)
 
 
 def fleet(member: Joined, edge: str) -> FleetHttpClient:

@@ -17,8 +17,9 @@ from server.consortium import members, up
 from server.consortium.edge import Edge, write_edge
 from server.consortium.superlink import superlink_command
 from tests.deploy.test_commands import parse
+from tests.ports import free_port
 from tests.server.consortium.founded import NOW, enrol, new_request, new_world
-from tests.server.consortium.test_edge import free_port, needs_nginx
+from tests.server.consortium.test_edge import needs_nginx
 
 
 def refused(*arguments: str | Path) -> str:
