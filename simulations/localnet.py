@@ -39,7 +39,7 @@ from simulations.engines.control import APP, Control, free_ports, running, until
 
 __all__ = ["Hosts", "Localnet", "letters", "localnet", "place"]
 
-_START_SECONDS = 90.0
+_START_SECONDS = 180.0
 #: Flower's own pauses between questions, in seconds; a loopback can be asked more often.
 _BRISK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 

@@ -5,12 +5,15 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 __all__ = ["pytest_collection_modifyitems", "pytest_configure", "shared_data"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Move home away before any test module is imported: Flower and matplotlib write there on import."""
+    settings.register_profile("ours", deadline=None)  # how busy this machine is is no property of the code
+    settings.load_profile("ours")
     home = tempfile.TemporaryDirectory(prefix="wardround-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(home.cleanup)
     environment = pytest.MonkeyPatch()

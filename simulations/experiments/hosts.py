@@ -69,7 +69,7 @@ one.connect_ex({_SOMEBODY[1:]!r})
 """
 
 _WATCH_SECONDS = 10.0  # a node without a message asks its gateway every 3 s
-_SETTLE_SECONDS = 2.0
+_SETTLE_SECONDS = 5.0
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _progress = Console(stderr=True)

@@ -13,6 +13,7 @@ import pytest
 
 from client.ledger import KEPT, Limit, Question, Spent, open_ledger
 from common.errors import BudgetError, ContractError, StorageError
+from common.privacy import accounting
 from common.privacy.accounting import Rounds, epsilon
 
 WHOLE = Rounds(1.0, 8.0, 100)
@@ -92,15 +93,15 @@ def test_one_budget_holds_for_all_studies(tmp_path: Path) -> None:
         ledger.once(question(90), lambda: b"x")
 
 
-def test_a_study_that_fits_is_asked_about_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_fits_is_asked_about_once(tmp_path: Path) -> None:
     whole = Rounds(0.05, 1.1, 100)
     with open_ledger(tmp_path) as ledger:
         ledger.set_limit(Limit(2.9, 1e-5))
         ledger.once(question(1, whole=whole), lambda: b"x")
-        began = time.monotonic()
+        computed = accounting._epsilon.cache_info().misses
         for number in range(2, 40):
             ledger.once(question(number, whole=whole), lambda: b"x")
-        assert time.monotonic() - began < 5
+        assert accounting._epsilon.cache_info().misses == computed
         with pytest.raises(BudgetError):
             ledger.once(question(1, "b" * 64, whole=Rounds(1.0, 0.3, 1)), never)
 
@@ -176,8 +177,9 @@ def test_killed_at_any_moment_it_has_spent_what_was_sent(tmp_path: Path) -> None
     read, wire = os.pipe()
     os.set_blocking(read, False)
     killed, asked, generator = 0, 0, random.Random(3)
+    began = time.monotonic()
     site_process(tmp_path, wire, 1)
-    window = 0.01
+    window = max(0.01, 2 * (time.monotonic() - began))
     while killed < 100:
         number = killed + generator.randint(1, 4)  # some anew, some again
         asked = max(asked, number)

@@ -112,7 +112,7 @@ def test_what_was_stopped_goes_on(
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path, images(200, 1))
+    pictures = write_pictures(tmp_path, images(1000, 1))
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "site.key").write_bytes(KEY)
     whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
@@ -151,11 +151,11 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(folder: Path, tm
     assert "Traceback" not in err
     kept = out.read_text()
     done = len(rows(out))
-    assert 0 < done < 600
+    assert 0 < done < 3000
     assert kept.endswith("\n")
     again = subprocess.run(command(out), capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(again.stdout)["before"] == done
-    assert json.loads(again.stdout)["done"] == 600 - done
+    assert json.loads(again.stdout)["done"] == 3000 - done
     run(read_adapted(folder), [pictures], whole, tmp_path / "site")
     predicting.write_patients(whole, read_adapted(folder))
     assert out.read_text() == whole.read_text()

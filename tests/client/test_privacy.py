@@ -52,7 +52,7 @@ def moved(study: Any, session: Session, number: int) -> float:
     return most
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=25, phases=[Phase.explicit, Phase.generate])
 @given(
     patients=wards(),
     parts=st.integers(1, 6),

@@ -116,7 +116,7 @@ def wild(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(patients, "product", product)
 
 
-@settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=20, phases=[Phase.explicit, Phase.generate])
 @given(
     numbers=wards(),
     name=st.sampled_from(["maml", "fomaml"]),

@@ -217,7 +217,7 @@ REPLIES: list[tuple[Kind, str, Mutation]] = [
 ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(KINDS, DTYPES, st.data())
 def test_a_reply_as_declared_arrives_as_it_was(kind: Kind, dtype: str, data: st.DataObject) -> None:
     vector = data.draw(vectors(dtype).filter(np.any)) if kind == "train" else None
@@ -234,7 +234,7 @@ def test_a_reply_as_declared_arrives_as_it_was(kind: Kind, dtype: str, data: st.
 
 
 @pytest.mark.parametrize(("kind", "what", "change"), REPLIES, ids=lambda v: v if isinstance(v, str) else "")
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(dtype=DTYPES, data=st.data())
 def test_a_changed_reply_is_always_refused(
     kind: Kind, what: str, change: Mutation, dtype: str, data: st.DataObject
@@ -330,7 +330,7 @@ INSTRUCTIONS: dict[str, Mutation] = {
 }
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(KINDS, DTYPES, st.data())
 def test_an_instruction_arrives_as_it_was(kind: Kind, dtype: str, data: st.DataObject) -> None:
     theta = data.draw(vectors(dtype))
@@ -343,7 +343,7 @@ def test_an_instruction_arrives_as_it_was(kind: Kind, dtype: str, data: st.DataO
 
 
 @pytest.mark.parametrize("change", INSTRUCTIONS.values(), ids=INSTRUCTIONS)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(kind=KINDS, data=st.data())
 def test_a_changed_instruction_is_always_refused(change: Mutation, kind: Kind, data: st.DataObject) -> None:
     content = pack_instruction(instruction(kind), None if kind == "join" else np.ones(3, np.float32))
@@ -353,7 +353,7 @@ def test_a_changed_instruction_is_always_refused(change: Mutation, kind: Kind, d
 
 
 @pytest.mark.parametrize("change", of_vector("theta").values(), ids=of_vector("theta"))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(kind=st.sampled_from(["train", "evaluate"]), dtype=DTYPES, data=st.data())
 def test_a_changed_theta_is_always_refused(change: Mutation, kind: Kind, dtype: str, data: st.DataObject) -> None:
     theta = data.draw(vectors(dtype))

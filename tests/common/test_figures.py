@@ -109,7 +109,7 @@ def test_a_class_that_is_not_there_is_left_out_of_a_mean() -> None:
 
 
 @given(st.integers(2, 4), st.integers(1, 12), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_figures_of_an_episode_are_those_of_a_plain_loop(classes: int, n: int, data: st.DataObject) -> None:
     """Few images, many ties, and classes that may be missing, as in an episode."""
     p = data.draw(arrays(np.int64, (n, classes), elements=st.integers(0, 4))) + 1.0

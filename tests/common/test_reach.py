@@ -92,7 +92,7 @@ def test_no_theta_of_a_run_is_out_of_reach(kind: str, outer: dict[str, Any], dty
             assert reach.within(published[before], steps, start, 0, start, 0)  # the best one is an earlier one
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     outer=st.sampled_from(OUTERS),
     kinds=st.lists(st.sampled_from(sorted(HOSTILE)), min_size=1, max_size=5),

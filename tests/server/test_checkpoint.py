@@ -43,7 +43,7 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert latest(tmp_path / "missing", pytest.fail) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(file=st.sampled_from(["arrays.safetensors", "state.json"]), data=st.data())
 def test_any_damage_is_found_said_and_the_one_before_is_used(
     tmp_path_factory: pytest.TempPathFactory, file: str, data: st.DataObject

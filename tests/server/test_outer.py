@@ -90,7 +90,7 @@ def test_theta_keeps_its_type_and_the_start_is_not_touched(dtype: str) -> None:
     np.testing.assert_array_equal(start, START.astype(dtype))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(np.float32, st.tuples(st.integers(1, 8), st.just(3)), elements=st.floats(-1e6, 1e6, width=32)))
 def test_the_mean_is_that_of_exact_sums(vectors: Vector) -> None:
     mean = Mean(3)

@@ -157,7 +157,7 @@ def test_nobody_rests_where_the_quorum_needs_them() -> None:
     assert not roster.choose(2, 1).resting
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(count=st.integers(2, 3), number=st.integers(1, 1000), attempt=st.integers(1, 3))
 def test_a_sample_is_the_same_for_everybody_and_another_in_another_round(count: int, number: int, attempt: int) -> None:
     roster, _, _ = a_roster(changes={"sites.per-round": count})

@@ -58,7 +58,7 @@ def test_a_file_that_was_cut_is_read_anew(tmp_path: Path) -> None:
     assert [*tail] == [{"round": 1}]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.dictionaries(st.text(), st.integers())), st.data())
 def test_reading_in_any_pieces_gives_every_line_once(values: list[dict[str, int]], data: st.DataObject) -> None:
     whole = b"".join(json.dumps(value).encode() + b"\n" for value in values)
@@ -106,7 +106,6 @@ def test_a_study_that_was_changed_or_is_of_another_version_is_refused(tmp_path: 
     assert Study().digest  # and a good one has one
 
 
-@settings(deadline=None)
 @given(st.text(), st.text())
 def test_any_two_names_have_an_order(one: str, other: str) -> None:
     assert sorted([one, other], key=natural) == sorted([other, one], key=natural) or natural(one) == natural(other)

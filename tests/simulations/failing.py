@@ -130,9 +130,19 @@ class Here:
         return Counter(event.round for event in events if (event.outcome, event.kind) == ("sent", "train"))
 
 
+def stopped(*processes: int) -> set[int]:
+    """Let processes stand still, and return them."""
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    return set(processes)
+
+
 def unread(process: int) -> bool:
     """Say whether a process has written to another one of this machine what that one has not read."""
-    sockets = {os.readlink(path) for path in Path(f"/proc/{process}/fd").iterdir()}
+    sockets = set()
+    for path in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it has just been closed
+            sockets.add(os.readlink(path))
     table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     ends = {line[1] for line in table if f"socket:[{line[9]}]" in sockets}
     return any(line[2] in ends and int(line[4].partition(":")[2], 16) for line in table)
@@ -189,7 +199,7 @@ def site_asleep(here: Here) -> None:
     """Like a machine that is suspended. Meanwhile the other site, whose answer is there, loses its executor.
 
     The SuperLink takes a node for gone 60 s after its last heartbeat. The site falls asleep right after one: the
-    deadline of the round comes first.
+    deadline of the round comes first. Its ClientApp sleeps already: it would give up on the worker after 20 s.
     """
 
     def heartbeats() -> int:
@@ -199,12 +209,11 @@ def site_asleep(here: Here) -> None:
     seen, asleep = len(here.events), set[int]()
     with here.training(SECOND) as worker:
         try:
+            asleep |= stopped(*here.clients(SECOND))
             before = heartbeats()
             here.until(lambda: heartbeats() > before)
-            asleep |= {*processes(str(here.net.sites[SECOND])), *here.clients(SECOND)}
+            asleep |= stopped(*processes(str(here.net.sites[SECOND])))
             assert worker in asleep
-            for process in asleep:
-                os.kill(process, signal.SIGSTOP)
             here.until(lambda: len(here.lines) + 1 in here.trained(FIRST))
             os.kill(here.process(FIRST, EXECUTOR), signal.SIGKILL)
             assert here.missed(SECOND, seen) == ("no-reply", 0)

@@ -86,8 +86,9 @@ def closed(net: Localnet) -> None:
     os.kill(up, signal.SIGSTOP)  # it would start the gateway again
     try:
         os.kill(gateway, signal.SIGKILL)
-        time.sleep(1)  # what was on its way is logged
-        before = len(calls(net))
+        before = -1
+        while before != (before := len(calls(net))):  # what was on its way is logged
+            time.sleep(2)
         time.sleep(4)  # the nodes ask every 3 s
         assert len(calls(net)) == before
         command(at_site, "resume", "--site", net.sites[FIRST])

@@ -61,7 +61,7 @@ def check(data: LabelledImages, site_of: NDArray[np.int64], sites: int) -> None:
 
 
 @pytest.mark.parametrize("skew", SKEWS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=image_sets(), sites=st.integers(1, 9), seed=st.integers(0, 99))
 def test_every_image_is_at_one_site_with_its_group(skew: str, data: LabelledImages, sites: int, seed: int) -> None:
     def make() -> NDArray[np.int64]:
@@ -77,7 +77,7 @@ def test_every_image_is_at_one_site_with_its_group(skew: str, data: LabelledImag
     assert np.array_equal(site_of, make())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     labels=st.lists(st.integers(0, 5), min_size=1, max_size=60).map(np.array),
     sites=st.integers(1, 9),

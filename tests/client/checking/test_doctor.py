@@ -126,7 +126,8 @@ def test_an_empty_site_is_told_the_first_steps(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists(), "looking changes nothing"
 
 
-def test_the_gateway_is_asked_how_it_is() -> None:
+def test_the_gateway_is_asked_how_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_PATIENCE_SECONDS", 60.0)
     health, states = f"127.0.0.1:{free_port()}", {"": True, "node": True}
 
     async def story() -> None:

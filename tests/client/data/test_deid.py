@@ -166,7 +166,7 @@ def attempt(path: Path) -> Refused | None:
     return None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_nobody_is_named_whatever_is_wrong(
     named: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -525,7 +525,7 @@ def test_a_decoder_that_panics_is_a_refusal(hospitals: list[Hospital], monkeypat
     assert_says_nothing(refusal.value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_damaged_files_are_read_or_refused(hospitals: list[Hospital], data: st.DataObject) -> None:
     hospital = hospitals[data.draw(st.sampled_from([0, 1, 4, 7]))]

@@ -114,7 +114,7 @@ def check_episodes(site: Site, pool: Pool, spec: Spec, episodes: Episodes, count
         assert not support & query
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(sites(), specs(), st.integers(0, 2**32))
 def test_no_patient_is_on_both_sides(site: Site, spec: Spec, seed: int) -> None:
     pool = make_pool(site, NAMES, 0, ("train",))
@@ -126,7 +126,7 @@ def test_no_patient_is_on_both_sides(site: Site, spec: Spec, seed: int) -> None:
     check_episodes(site, pool, spec, episodes, 2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sites(one_class_each=True), specs(), st.integers(0, 2**32))
 def test_patients_of_one_class_each_always_give_episodes(site: Site, spec: Spec, seed: int) -> None:
     pool = make_pool(site, NAMES, 0, ("train",))
@@ -143,7 +143,7 @@ def test_patients_of_one_class_each_always_give_episodes(site: Site, spec: Spec,
                     assert labels.count(place) == np.isin(site.patients[images.slots], list(sides)).sum()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sites(), specs())
 def test_fewer_than_two_classes_are_refused(site: Site, spec: Spec) -> None:
     pool = make_pool(site, NAMES[:1], 0, ("train",))
@@ -152,7 +152,7 @@ def test_fewer_than_two_classes_are_refused(site: Site, spec: Spec) -> None:
         draw(site, pool, spec, 1, rng())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sites(), st.data())
 def test_a_pool_holds_exactly_the_images_of_its_split(site: Site, data: st.DataObject) -> None:
     side = data.draw(st.lists(st.integers(0, 2), min_size=12, max_size=12))

@@ -86,7 +86,7 @@ def test_what_is_not_plain_is_left_to_pydicom(files: list[Path], tmp_path: Path,
     assert plain(path) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_damaged_header_is_read_as_pydicom_reads_it_or_left(files: list[Path], data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(files[:3]))
@@ -102,7 +102,7 @@ def test_a_damaged_header_is_read_as_pydicom_reads_it_or_left(files: list[Path],
             same(ours, damaged)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.sampled_from(["PatientID", "PatientName", "SOPClassUID", "Modality"]),
     st.sampled_from(CODES),

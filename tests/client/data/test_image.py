@@ -47,7 +47,7 @@ def test_grey_becomes_colour_by_repetition_and_colour_grey_by_its_mean() -> None
     assert np.abs(mean - 255 * colour.mean(-1)).max() <= 0.5 + 1e-4
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 150), st.integers(1, 150), st.integers(1, 70), st.sampled_from([2, 256, 4096, 2**24]))
 def test_resizing_is_pillows_but_for_rounding(height: int, width: int, size: int, levels: int) -> None:
     image = (np.random.default_rng(height).integers(0, levels, (height, width)) / (levels - 1)).astype(np.float32)

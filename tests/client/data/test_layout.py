@@ -49,7 +49,7 @@ def values(path: Path, reading: Reading) -> list[np.ndarray[Any, Any]]:
     return [frame.values for frame in read_frames(path, reading)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["u1", "i1", "<u2", "<i2"]),
     st.integers(1, 16),

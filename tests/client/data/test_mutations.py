@@ -99,7 +99,7 @@ def mutated(one: Valid, draw: st.DataObject) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(draw=st.data())
 def test_changed_headers_never_give_a_wrong_picture(
     valid: list[Valid], tmp_path_factory: pytest.TempPathFactory, draw: st.DataObject
@@ -117,7 +117,7 @@ def test_changed_headers_never_give_a_wrong_picture(
         assert [entry.content for entry in found if isinstance(entry, Entry)] == [one.content]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(scanner=st.integers(0, len(SCANNERS) - 1), share=st.floats(0, 1, exclude_max=True))
 def test_what_is_cut_off_is_whole_or_refused(
     valid: list[Valid], tmp_path_factory: pytest.TempPathFactory, scanner: int, share: float
@@ -130,7 +130,7 @@ def test_what_is_cut_off_is_whole_or_refused(
         assert (entry.pixels, entry.content) == ((one.pixels,), one.content)
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(draw=st.data())
 def test_a_folder_of_damaged_files_is_indexed_to_its_end(
     valid: list[Valid], tmp_path_factory: pytest.TempPathFactory, draw: st.DataObject

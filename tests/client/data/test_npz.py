@@ -205,7 +205,7 @@ def _whole() -> bytes:
 WHOLE = _whole()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     cut=st.one_of(st.none(), st.integers(0, len(WHOLE))),
     changes=st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=3),

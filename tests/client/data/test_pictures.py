@@ -237,7 +237,7 @@ def encoded(form: str) -> bytes:
 FILES = {form: encoded(form) for form in ("PNG", "JPEG", "TIFF")}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(form=st.sampled_from(sorted(FILES)), share=st.floats(0, 1))
 def test_what_is_cut_off_is_whole_or_refused(tmp_path_factory: pytest.TempPathFactory, form: str, share: float) -> None:
     data = FILES[form]
@@ -253,7 +253,7 @@ def test_what_is_cut_off_is_whole_or_refused(tmp_path_factory: pytest.TempPathFa
     np.testing.assert_array_equal(picture.values, whole.values)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     form=st.sampled_from(sorted(FILES)),
     changes=st.lists(st.tuples(st.integers(8, 400), st.integers(0, 255)), min_size=1, max_size=4),

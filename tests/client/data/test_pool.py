@@ -219,7 +219,7 @@ def parent(tmp_path: Path, does: str, *, seconds: float = 60, limit: int = 0) ->
 
 
 def test_a_worker_that_hangs_dies_with_a_killed_parent(tmp_path: Path) -> None:
-    with parent(tmp_path, "hang", seconds=1) as process:
+    with parent(tmp_path, "hang", seconds=5) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "(0, 0)\n"  # now it hangs
         process.kill()

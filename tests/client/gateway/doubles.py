@@ -203,7 +203,7 @@ class NodeDouble:
 
     async def begin(self) -> None:
         await self.call("register-node", public_key=b"anything")
-        found = await self.call("activate-node", public_key=b"anything", heartbeat_interval=123.0)
+        found = await self.call("activate-node", public_key=b"anything", heartbeat_interval=98765.4321)
         self.node = Node(node_id=found.node_id)
 
     async def take(self) -> Message | None:
@@ -293,6 +293,7 @@ def set_up(folder: Path, monkeypatch: pytest.MonkeyPatch, *, approved: bool = Tr
     monkeypatch.setattr(room, "Upstream", link)
     monkeypatch.setattr(room, "_AGAIN_SECONDS", 0.01)
     monkeypatch.setattr(room, "_HOLD_SECONDS", 0.0)
+    monkeypatch.setattr(room, "_PATIENCE_SECONDS", 60.0)  # however slow the disk is
     if approved:
         setup.approve()
     return setup

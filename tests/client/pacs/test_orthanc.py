@@ -93,7 +93,7 @@ def test_a_pull_survives_the_death_of_both_sides(
     secret.write_text(f"{USER}:{PASSWORD}\n")
     into = tmp_path / "intake"
     command = "import typer; from client.pacs.cli import pull; typer.run(pull)"
-    arguments = [pacs.url, "--into", str(into), "--user-file", str(secret), "--rate", "1000"]
+    arguments = [pacs.url, "--into", str(into), "--user-file", str(secret), "--rate", "100"]
     puller = subprocess.Popen([sys.executable, "-c", command, *arguments], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(list(into.rglob("*.dcm"))) < len(images) // 4:
@@ -122,7 +122,7 @@ def test_a_pull_survives_the_death_of_both_sides(
     nemesis = threading.Thread(target=restart)
     nemesis.start()
     source = Source(pacs.url, user=(USER, PASSWORD))
-    report = pull(source, into, rate=1000, patience=60, progress=watch)
+    report = pull(source, into, rate=100, patience=60, progress=watch)
     nemesis.join()
     assert "waiting" in states
     assert report.complete

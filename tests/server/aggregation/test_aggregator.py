@@ -49,7 +49,7 @@ def test_every_rule_of_a_study_is_the_rule_of_that_name() -> None:
 
 
 @pytest.mark.parametrize("rule", [rule for rule in PLANS if rule != "centred-clipping"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=some_rows(least=lambda f: 5, most_hostile=1), data=st.data())
 def test_a_shift_of_all_replies_shifts_the_result(rule: str, case: tuple[Rows, int], data: st.DataObject) -> None:
     rows, _ = case

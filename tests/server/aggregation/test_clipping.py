@@ -23,7 +23,7 @@ def clipped_by_hand(rows: list[list[float]], centre: list[float], radius: float,
     return centre
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_rows(least=majority, whole=False), st.floats(1e-2, 1e7), st.integers(1, 4), st.data())
 def test_clipping_is_that_of_the_paper(
     case: tuple[Rows, int], radius: float, iterations: int, data: st.DataObject
@@ -44,7 +44,7 @@ def test_clipping_is_that_of_the_paper(
     np.testing.assert_allclose(clipped_mean(rows[order], given_centre, radius, iterations), ours, rtol=1e-9, atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_rows(least=majority, whole=False), st.floats(1e-2, 1e3), st.integers(1, 4), st.data())
 def test_a_hostile_site_moves_a_clipped_mean_by_its_share_of_the_radius(
     case: tuple[Rows, int], radius: float, iterations: int, data: st.DataObject

@@ -22,7 +22,7 @@ def scores_by_hand(rows: Rows, tolerated: int) -> list[Fraction]:
     return scores
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_rows(least=krum_needs))
 def test_krum_is_the_vector_of_the_smallest_score(case: tuple[Rows, int]) -> None:
     rows, tolerated = case
@@ -31,7 +31,7 @@ def test_krum_is_the_vector_of_the_smallest_score(case: tuple[Rows, int]) -> Non
     np.testing.assert_array_equal(krum(rows, tolerated), rows[scores.index(min(scores))])  # the first of equal ones
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_rows(least=lambda f: krum_needs(f) + 2), st.integers(1, 4))
 def test_multi_krum_is_the_mean_of_the_smallest_scores(case: tuple[Rows, int], selected: int) -> None:
     rows, tolerated = case
@@ -43,7 +43,7 @@ def test_multi_krum_is_the_mean_of_the_smallest_scores(case: tuple[Rows, int], s
     np.testing.assert_array_equal(multi_krum(rows, tolerated, 1), krum(rows, tolerated))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_rows(least=krum_needs, whole=False), st.data())
 def test_the_order_of_sites_matters_to_krum_among_equal_scores_alone(
     case: tuple[Rows, int], data: st.DataObject
@@ -56,7 +56,7 @@ def test_the_order_of_sites_matters_to_krum_among_equal_scores_alone(
         np.testing.assert_array_equal(krum(rows[order], tolerated), krum(rows, tolerated))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_rows(least=krum_needs, whole=False), st.data())
 def test_hostile_sites_move_krum_no_further_than_the_others_are_apart(
     case: tuple[Rows, int], data: st.DataObject

@@ -18,7 +18,7 @@ def test_the_mean_is_added_in_float64() -> None:
     assert mean.result().dtype == np.float64
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6, width=32), st.floats(1e-6, 1e6)), min_size=1, max_size=6))
 def test_the_weighted_mean_is_exact_to_rounding(pairs: list[tuple[float, float]]) -> None:
     mean = Mean(1)

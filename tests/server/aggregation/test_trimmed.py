@@ -13,7 +13,7 @@ from server.aggregation.trimmed import median, trimmed_mean
 from tests.server.aggregation.replies import Rows, majority, some_rows, spoilt
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_rows(least=majority, whole=False))
 def test_the_median_is_the_median_of_each_coordinate(case: tuple[Rows, int]) -> None:
     rows, tolerated = case
@@ -21,7 +21,7 @@ def test_the_median_is_the_median_of_each_coordinate(case: tuple[Rows, int]) -> 
     np.testing.assert_array_equal(median(rows, tolerated), truth)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_rows(least=majority, whole=False))
 def test_the_trimmed_mean_is_the_mean_of_what_is_left(case: tuple[Rows, int]) -> None:
     rows, tolerated = case
@@ -45,7 +45,7 @@ def test_columns_are_independent_of_how_many_are_sorted_at_once(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("rule", [median, trimmed_mean])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=some_rows(least=majority, whole=False), data=st.data())
 def test_the_order_of_sites_changes_no_bit(
     rule: Callable[[Rows, int], Rows], case: tuple[Rows, int], data: st.DataObject
@@ -56,7 +56,7 @@ def test_the_order_of_sites_changes_no_bit(
 
 
 @pytest.mark.parametrize("rule", [median, trimmed_mean])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=some_rows(least=majority, whole=False), data=st.data())
 def test_hostile_sites_stay_within_the_range_of_the_others(
     rule: Callable[[Rows, int], Rows], case: tuple[Rows, int], data: st.DataObject

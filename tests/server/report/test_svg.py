@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.report.charts import _binned, _shares, _smooth, roster_chart
@@ -15,7 +15,6 @@ from server.report.svg import Band, Line, Scale, plot, spread, svg, text, ticks
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 
 
-@settings(deadline=None)
 @given(finite, finite)
 def test_ticks_are_few_round_and_span_the_values(one: float, other: float) -> None:
     low, high = min(one, other), max(one, other)
@@ -27,7 +26,6 @@ def test_ticks_are_few_round_and_span_the_values(one: float, other: float) -> No
     assert len({round(b - a, 9) for a, b in pairwise(marks)}) <= 2  # equal but for rounding
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 200), max_size=12))
 def test_names_are_moved_apart_and_stay_in_order(wanted: list[float]) -> None:
     places = spread(sorted(wanted), 13, 0, 200)
