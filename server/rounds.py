@@ -170,6 +170,7 @@ class _Run:
                 if happened := self.clock.was_set():
                     self.record.event("clock", round=number, reason=happened)
                     self.say(f"warning: {happened}")
+            self.record.status(now=False, waiting_for=[], sites=self._sites(choice))
             down += theta.nbytes * len(choice.asked)
             if self.aggregator.count >= self.needed:
                 break

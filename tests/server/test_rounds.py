@@ -246,6 +246,25 @@ def test_below_quorum_the_run_ends_and_says_why() -> None:
     assert (run_folder(number) / "failure.txt").read_text() == text
     assert not (run_folder(number) / "result.json").exists()
     assert (run_folder(number) / "history.jsonl").read_text() == ""
+    assert where_sites_stand(number) == [("out", None), ("in", 1), ("out", None)]
+
+
+def where_sites_stand(number: int) -> list[tuple[str, int | None]]:
+    """Return each training site's state, and the last round that it counted in, as the status has it at the end."""
+    sites = json.loads((run_folder(number) / "status.json").read_text())["sites"]
+    return [(sites[f"hospital-{i}"]["state"], sites[f"hospital-{i}"]["last_round"]) for i in range(3)]
+
+
+def test_at_its_end_the_status_has_the_last_round() -> None:
+    study = a_study({"study.rounds": 3, "sites.deadline-seconds": 0.5})
+
+    def fault(site: int, message: Message) -> str | None:
+        train = message.metadata.message_type == "train"
+        return "crash" if train and site == 1 and message.content["instruction"]["round"] == 3 else None
+
+    number = next(RUNS)
+    run_in_process(study, client=Scripted(study), fault=fault, run_id=number)
+    assert where_sites_stand(number) == [("in", 3), ("out", 2), ("in", 3)]
 
 
 # Late, replayed, unsent
