@@ -263,7 +263,7 @@ def redteam(
     _progress.print("a malicious coordinator")
     tricks = play(attacked(plan, chosen[0], "episode-clip", clip, noise, sampling))
     if page is not None:
-        write_page(page, plan.study.title, results, tricks)
+        write_page(page, _title(plan, built_in()), results, tricks)
     if as_json:
         told = [asdict(trick) for trick in tricks]
         print(json.dumps({"results": [as_tree(result) for result in results], "tricks": told}, indent=1))
@@ -336,14 +336,14 @@ def privacy(
                 with runs.open("a") as lines:
                     lines.write(frontier.line(run))
             step(frontier.name_of(one))
-    found = rows(done)
+    found, title = rows(done), _title(plan, frontier.built_in())
     if picture is not None:
-        draw_frontier(found, picture, plan.study.title)
+        draw_frontier(found, picture, title)
     if as_json:
         print(json.dumps(tree(found), indent=1))
     else:
         console = Console(width=None if sys.stdout.isatty() else 200)
-        console.print(table(found, f"{plan.study.title}: {plan.study.rounds} rounds, {seeds} seed(s)"))
+        console.print(table(found, f"{title}: {plan.study.rounds} rounds, {seeds} seed(s)"))
         console.print(recalls(found))
     if broken := [frontier.name_of(one) for one, run in done if any(f["broken"] for f in run.attack.values())]:
         raise RoundError("an attack is above its bound, please report this:\n  " + "\n  ".join(broken))
@@ -381,6 +381,16 @@ def _value(text: str) -> bool | int | float | str:
     except tomllib.TOMLDecodeError:
         return text
     return value if isinstance(value, bool | int | float | str) else text
+
+
+def _title(study: Study, built_in: Study) -> str:
+    """Return a study's title; where it still has that of a built-in one, and other images, say what it has."""
+    from common.study import names
+
+    if study.study.title != built_in.study.title or study.data == built_in.data:
+        return study.study.title
+    images = ", ".join(source.rpartition("/")[2] for source in names(study.data.source))
+    return f"{study.data.sites} virtual hospitals with images from {images}"
 
 
 def _introduce(study: Study) -> None:

@@ -131,10 +131,13 @@ class Here:
 
 
 def stopped(*processes: int) -> set[int]:
-    """Let processes stand still, and return them."""
+    """Let processes stand still, and return those that had not just ended."""
+    still = set()
     for process in processes:
-        os.kill(process, signal.SIGSTOP)
-    return set(processes)
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGSTOP)
+            still.add(process)
+    return still
 
 
 def unread(process: int) -> bool:
@@ -219,7 +222,8 @@ def site_asleep(here: Here) -> None:
             assert here.missed(SECOND, seen) == ("no-reply", 0)
         finally:
             for process in asleep:
-                os.kill(process, signal.SIGCONT)
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGCONT)
     here.until(lambda: [event for event in here.events if (event["event"], event.get("site")) == ("late", SECOND)])
     assert "executor ended: signal 9" in said(here.net, FIRST)
     here.counts(FIRST, SECOND)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from simulations import cli
 from simulations.cli import app
+from simulations.redteam.settings import built_in
 
 TINY = (
     "study.rounds=1", "data.sites=3", "sites.held-out=hospital-2", "data.patients-per-class=4", "model.width=4",
@@ -85,3 +87,20 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     code, _, output = run(command, "--help")
     assert code == 0
     assert "Example: wardround-lab" in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({}, "Two lesion types on three phantom hospitals"),
+        ({"study.rounds": 3}, "Two lesion types on three phantom hospitals"),
+        ({"data.sites": 4}, "4 virtual hospitals with images from phantoms"),
+        (
+            {"data.source": "npz:/a/b.npz,medmnist:pathmnist"},
+            "3 virtual hospitals with images from b.npz, medmnist:pathmnist",
+        ),
+        ({"data.sites": 4, "study.title": "Mine"}, "Mine"),
+    ],
+)
+def test_a_built_in_title_is_shown_where_it_is_true(changes: dict[str, str | int], title: str) -> None:
+    assert cli._title(built_in().override(changes), built_in()) == title
