@@ -144,7 +144,7 @@ class Exchange:
         sent: dict[str, str] = {}
         sites = list(nodes.items())
         for window in (sites[i : i + _WINDOW] for i in range(0, len(sites), _WINDOW)):
-            clock = time.time() - time.monotonic()  # as the messages have it, should somebody set the time meanwhile
+            clock = time.time() - time.monotonic()  # the messages' own, should the time be set while they are sent
             messages = [Message(content, node, _TYPES[instruction.kind], ttl=2 * seconds) for _, node in window]
             try:
                 with self._transport():
@@ -179,14 +179,14 @@ class Exchange:
                 "unsent",
             )
             return True
-        try:
-            with self._transport(), parts_until(until):
+        with self._transport(), parts_until(until):
+            try:
                 replies = list(self.grid.pull_messages([message_id]))
-        except (httpx.HTTPError, ConnectionError):
-            raise  # the coordinator's own Flower is gone, which is no site's fault
-        except Exception as error:
-            held[message_id] = ContractError(f"the reply cannot be read ({type(error).__name__})", "unreadable")
-            return True
+            except (httpx.HTTPError, ConnectionError):
+                raise  # the coordinator's own Flower is gone, which is no site's fault
+            except Exception as error:
+                held[message_id] = ContractError(f"the reply cannot be read ({type(error).__name__})", "unreadable")
+                return True
         for message in replies:
             # Failures of Flower's own come from node 1, so a reply is known by what it answers.
             answers = message.metadata.reply_to_message_id

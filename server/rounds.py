@@ -170,9 +170,10 @@ class _Run:
                 if happened := self.clock.was_set():
                     self.record.event("clock", round=number, reason=happened)
                     self.say(f"warning: {happened}")
-            self.record.status(now=False, waiting_for=[], sites=self._sites(choice))
+            short = self.aggregator.count < self.needed
+            self.record.status(now=short, waiting_for=[], sites=self._sites(choice))
             down += theta.nbytes * len(choice.asked)
-            if self.aggregator.count >= self.needed:
+            if not short:
                 break
             out = [vars(refusal) for refusal in refusals]
             self.record.event("failed-attempt", round=number, attempt=attempt, valid=len(scalars), out=out)

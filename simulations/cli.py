@@ -384,11 +384,13 @@ def _value(text: str) -> bool | int | float | str:
 
 
 def _title(study: Study, built_in: Study) -> str:
-    """Return a study's title; where it still has that of a built-in one, and other images, say what it has."""
+    """Return a study's title; where it still has that of another one, with other images or classes, say what it has."""
     from common.study import names
 
-    if study.study.title != built_in.study.title or study.data == built_in.data:
-        return study.study.title
+    title, other = study.study.title, (study.data, study.episodes.classes)
+    default = title == Study().study.title and study.data.source != "phantoms"
+    if not default and (title != built_in.study.title or other == (built_in.data, built_in.episodes.classes)):
+        return title
     images = ", ".join(source.rpartition("/")[2] for source in names(study.data.source))
     return f"{study.data.sites} virtual hospitals with images from {images}"
 

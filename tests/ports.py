@@ -1,6 +1,7 @@
-"""Ports for a test's own processes, which nobody takes between the choice and their start.
+"""Ports for a test's own processes, which hardly anybody takes between the choice and their start.
 
-They lie below those that the kernel gives to whoever does not choose, and each of pytest-xdist's processes has its own.
+They lie below those that Linux, as it comes, gives to whoever does not choose, and each of up to 16 processes of
+pytest-xdist's has its own.
 """
 
 import os

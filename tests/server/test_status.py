@@ -220,7 +220,7 @@ def looks(process: "subprocess.Popen[str]", times: int) -> None:
     """Wait until it has looked so often."""
     assert process.stdout
     for _ in range(times):
-        while (line := process.stdout.readline()) != "looked\n":
+        while not (line := process.stdout.readline()).endswith("looked\n"):
             assert line, process.communicate()
 
 

@@ -202,7 +202,8 @@ def site_asleep(here: Here) -> None:
     """Like a machine that is suspended. Meanwhile the other site, whose answer is there, loses its executor.
 
     The SuperLink takes a node for gone 60 s after its last heartbeat. The site falls asleep right after one: the
-    deadline of the round comes first. Its ClientApp sleeps already: it would give up on the worker after 20 s.
+    deadline of the round comes first. Its ClientApp sleeps already: it would give up on the worker
+    after 20 s, before the site is asleep.
     """
 
     def heartbeats() -> int:
@@ -215,7 +216,7 @@ def site_asleep(here: Here) -> None:
             asleep |= stopped(*here.clients(SECOND))
             before = heartbeats()
             here.until(lambda: heartbeats() > before)
-            asleep |= stopped(*processes(str(here.net.sites[SECOND])))
+            asleep |= stopped(*processes(str(here.net.sites[SECOND])), *here.clients(SECOND))
             assert worker in asleep
             here.until(lambda: len(here.lines) + 1 in here.trained(FIRST))
             os.kill(here.process(FIRST, EXECUTOR), signal.SIGKILL)

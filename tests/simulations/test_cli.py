@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from common.study import Study
 from simulations import cli
 from simulations.cli import app
 from simulations.redteam.settings import built_in
@@ -99,7 +100,12 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
             {"data.source": "npz:/a/b.npz,medmnist:pathmnist"},
             "3 virtual hospitals with images from b.npz, medmnist:pathmnist",
         ),
+        ({"episodes.classes": "disc,ring,cross"}, "3 virtual hospitals with images from phantoms"),
         ({"data.sites": 4, "study.title": "Mine"}, "Mine"),
+        (
+            {"data.source": "npz:b.npz", "study.title": Study().study.title},
+            "3 virtual hospitals with images from npz:b.npz",
+        ),
     ],
 )
 def test_a_built_in_title_is_shown_where_it_is_true(changes: dict[str, str | int], title: str) -> None:
