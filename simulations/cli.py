@@ -387,9 +387,10 @@ def _title(study: Study, built_in: Study) -> str:
     """Return a study's title; where it still has that of another one, with other images or classes, say what it has."""
     from common.study import names
 
-    title, other = study.study.title, (study.data, study.episodes.classes)
+    title, about = study.study.title, (study.data, study.episodes.classes)
     default = title == Study().study.title and study.data.source != "phantoms"
-    if not default and (title != built_in.study.title or other == (built_in.data, built_in.episodes.classes)):
+    changed = title == built_in.study.title and about != (built_in.data, built_in.episodes.classes)
+    if not (default or changed):
         return title
     images = ", ".join(source.rpartition("/")[2] for source in names(study.data.source))
     return f"{study.data.sites} virtual hospitals with images from {images}"

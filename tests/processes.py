@@ -4,12 +4,20 @@ import multiprocessing
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["CONTEXT", "command_of", "processes"]
+__all__ = ["CONTEXT", "alive", "command_of", "processes"]
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["tests.deploy.players", "tests.server.spool", "server.app", "torch._dynamo"]  # an optimiser wants the last
 )
+
+
+def alive(process: int) -> bool:
+    """Return whether a process lives; a stopped one does, a dead one that nobody waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False
 
 
 def command_of(process: int) -> str:

@@ -8,13 +8,13 @@ from common.privacy.audit import mu_at_least
 from common.privacy.gaussian import epsilon_of
 from common.study import Study
 
-__all__ = ["Scores", "found_out", "proven"]
+__all__ = ["ERROR", "Scores", "found_out", "proven"]
 
 #: ``[trials, 1]``, or 2 with pairs of rounds.
 Scores = NDArray[np.float64]
 
 #: An audit is wrong with this chance, and a test must not be.
-_ERROR = 1e-5
+ERROR = 1e-5
 
 
 def proven(loud: Scores, calm: Scores, error: float) -> list[float]:
@@ -28,6 +28,6 @@ def proven(loud: Scores, calm: Scores, error: float) -> list[float]:
 def found_out(study: Study, loud: Scores, calm: Scores) -> bool:
     """Return whether an epsilon is proven that is above what the study claims, for one round or for two."""
     plan = study.privacy
-    mus = proven(loud, calm, _ERROR)
+    mus = proven(loud, calm, ERROR)
     claims = [epsilon([Rounds(plan.sampling, plan.noise, count)], plan.delta) for count in range(1, len(mus) + 1)]
     return any(epsilon_of(plan.delta, mu) > claim for mu, claim in zip(mus, claims, strict=True))

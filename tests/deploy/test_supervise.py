@@ -17,6 +17,7 @@ from deploy import supervise as supervising
 from deploy.addresses import must_be_free
 from deploy.supervise import House, Part, printer, supervise
 from simulations.engines.control import until
+from tests import processes
 from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -36,11 +37,7 @@ def shell(name: str, script: str, **more: str) -> Part:
 
 def alive(file: Path) -> bool:
     """Say whether the process whose number is in a file still runs."""
-    process = int(file.read_text())
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:  # it has gone, maybe while this was read
-        return False
+    return processes.alive(int(file.read_text()))
 
 
 def seen(path: Path, lines: int = 1) -> bool:

@@ -23,19 +23,12 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.study import Study
+from tests.processes import alive
 from tests.server.scripted import Scripted
 
 __all__ = ["SpoolGrid", "alive", "coordinate", "serve"]
 
 _POLL_SECONDS = 0.005
-
-
-def alive(pid: int) -> bool:
-    """Return whether a process lives; a stopped one does, a dead one that nobody waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except OSError:
-        return False
 
 
 class SpoolGrid(Grid):

@@ -16,9 +16,9 @@ import pytest
 from common.study import Study
 from server.record import run_folder
 from simulations.engines.inprocess import run_in_process
-from tests.processes import CONTEXT
+from tests.processes import CONTEXT, alive
 from tests.server.scripted import Scripted, a_study
-from tests.server.spool import alive, coordinate, serve
+from tests.server.spool import coordinate, serve
 
 SITES = (0, 1, 2)
 KILLS = 28

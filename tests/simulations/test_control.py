@@ -12,6 +12,7 @@ from common.errors import RoundError
 from server.consortium.superlink import write_connection
 from simulations.engines import control
 from simulations.engines.control import Control, free_ports, running, until
+from tests.processes import alive
 
 
 def test_every_round_is_reported_once_and_the_end_ends_it(tmp_path: Path) -> None:
@@ -65,16 +66,8 @@ def test_a_process_ends_with_what_it_started(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with running(log, os.environ, "sh", "-c", "sleep 60 & echo $!; wait") as process:
         until(log.read_text, 60.0, str)
-    child = Path(f"/proc/{log.read_text().strip()}/stat")
     assert process.poll() is not None
-
-    def gone() -> bool:
-        try:
-            return ") Z " in child.read_text()
-        except OSError:
-            return True
-
-    until(gone, 60.0, str)
+    until(lambda: not alive(int(log.read_text())), 60.0, str)
 
 
 def test_what_does_not_happen_is_said_with_the_reason() -> None:

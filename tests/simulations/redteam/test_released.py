@@ -45,13 +45,13 @@ def test_a_theta_that_learned_its_patients_by_heart_tells_who_they_were() -> Non
 
 
 def test_with_a_guarantee_theta_is_under_the_bound_of_the_whole_study() -> None:
-    study = learned_by_heart("episode-clip", noise=8.0).override({"study.rounds": 6})
+    study = learned_by_heart("episode-clip", noise=2.0).override({"study.rounds": 6})
     found = figures(attack_released(study, 8, np.random.default_rng(0)))
     bound = bound_of_the_study(study)
     assert bound is not None
     for part in found.values():
         assert part["AUC"].bound == bound.area < 0.7
-        assert part["AUC"].value < 0.65  # 0.50 ± 0.03, the noise is never seeded; `broken` below knows the bound
+        assert part["AUC"].value < bound.area
         assert not any(figure.broken for figure in part.values())
 
 
